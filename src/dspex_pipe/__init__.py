@@ -1,0 +1,57 @@
+"""A composable middleware pipeline for httpx clients.
+
+``build_client(layers=[Retry()])`` makes a real ``httpx.Client`` whose requests walk through the layers;
+``attach(OpenAI(), layers=[Retry()])`` does the same for a provider's SDK.
+"""
+
+from .chain import Handler, Middleware
+from .client import attach, build_async_client, build_client
+from .errors import (
+    BreakerOpen,
+    DeadlineExceeded,
+    LayerError,
+    Overloaded,
+    RateLimited,
+    Refused,
+    Suspended,
+)
+from .events import Event, Record, Trace, explain, record_of, refusal_of
+from .family import Request, Response, respond
+from .io import IO
+from .layers.logging import Logging
+from .layers.retry import Budget, Retry
+from .options import options
+from .pipeline import Layer, Pipeline
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "IO",
+    "BreakerOpen",
+    "Budget",
+    "DeadlineExceeded",
+    "Event",
+    "Handler",
+    "Layer",
+    "LayerError",
+    "Logging",
+    "Middleware",
+    "Overloaded",
+    "Pipeline",
+    "RateLimited",
+    "Record",
+    "Refused",
+    "Request",
+    "Response",
+    "Retry",
+    "Suspended",
+    "Trace",
+    "attach",
+    "build_async_client",
+    "build_client",
+    "explain",
+    "options",
+    "record_of",
+    "refusal_of",
+    "respond",
+]

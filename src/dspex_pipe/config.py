@@ -1,0 +1,68 @@
+"""Checks for layer configuration: a bad value says where, what it got, and what is allowed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+__all__ = ["brief", "check", "fraction", "optional", "seconds", "whole"]
+
+Check = Callable[[Any, Any, Any], None]
+
+
+def check(allowed: str, test: Callable[[Any], bool]) -> Check:
+    """An attrs validator that says what is allowed.
+
+    Raises:
+        ValueError: From the validator, when the test fails.
+    """
+
+    def validate(instance: Any, attribute: Any, value: Any) -> None:
+        if not test(value):
+            raise ValueError(f"{type(instance).__name__}({attribute.name}=…) takes {allowed}, got {value!r}")
+
+    validate.allowed, validate.test = allowed, test  # type: ignore[attr-defined] # for optional()
+    return validate
+
+
+def optional(inner: Check) -> Check:
+    """The same check, or ``None``."""
+    allowed, test = inner.allowed, inner.test  # type: ignore[attr-defined]
+    return check(f"{allowed}, or None", lambda value: value is None or test(value))
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def seconds(*, zero: bool = False) -> Check:
+    """A finite number of seconds, above zero, or from zero on."""
+    allowed = "a number of seconds, 0 or more" if zero else "a positive number of seconds"
+    return check(allowed, lambda v: _number(v) and (v > 0 or (zero and v == 0)))
+
+
+def fraction() -> Check:
+    """A number from 0 to 1."""
+    return check("a number from 0 to 1", lambda v: _number(v) and 0 <= v <= 1)
+
+
+def whole(least: int) -> Check:
+    """A whole number from ``least`` on."""
+    return check(
+        f"a whole number, {least} or more",
+        lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= least,
+    )
+
+
+def brief(self: Any) -> str:
+    """A ``__repr__`` that shows only what differs from the defaults."""
+    plain = type(self)()
+    shown = [
+        f"{a.name}={getattr(self, a.name)!r}"
+        for a in attrs.fields(type(self))
+        if getattr(self, a.name) != getattr(plain, a.name)
+    ]
+    return f"{type(self).__name__}({', '.join(shown)})"

@@ -1,0 +1,223 @@
+"""What differs between blocking, asyncio and trio: the only room that knows.
+
+A layer is a coroutine function, written once. Everything in it that may wait goes through an `IO`.
+`BlockingIO` waits right there, so the coroutine never suspends and `drive` can run it inline, without
+an event loop; `AsyncIO` really awaits, through anyio. One clock, ``time.monotonic``, in every mode: trio's
+own has another origin, and one state may serve all modes at once.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import anyio
+
+from .errors import Suspended
+from .family import Response, family_of
+
+if TYPE_CHECKING:
+    from stamina import Attempt
+
+__all__ = ["ASYNC", "BLOCKING", "IO", "AsyncIO", "BlockingIO", "drive"]
+
+T = TypeVar("T")
+
+_CLOSE_BOUND = 100
+_LOOPS = frozenset({"asyncio", "anyio", "trio", "sniffio"})
+
+
+class Attempts(Protocol):
+    """What ``stamina.retry_context`` returns: attempts, with the waits between them, in either mode."""
+
+    def __iter__(self) -> Iterator[Attempt]: ...
+    def __aiter__(self) -> AsyncIterator[Attempt]: ...
+
+
+class IO:
+    """Time, randomness, waiting and bodies, the same for every mode.
+
+    Args:
+        jitter: A source of numbers in [0, 1).
+    """
+
+    def __init__(self, jitter: Callable[[], float] = random.random) -> None:
+        self._jitter = jitter
+
+    def now(self) -> float:
+        """Seconds on a clock that only moves forward; comparable across modes and threads."""
+        return time.monotonic()
+
+    def wall(self) -> float:
+        """Seconds since the epoch."""
+        return time.time()
+
+    def random(self) -> float:
+        """A number in [0, 1)."""
+        return self._jitter()
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait; zero or less returns at once."""
+        raise NotImplementedError
+
+    async def close(self, response: Response) -> None:
+        """Close the body of a response that nobody will read, even while being cancelled."""
+        raise NotImplementedError
+
+    def chunks(self, response: Response) -> AsyncIterator[bytes]:
+        """The raw body, piece by piece, as the wire has it (maybe compressed)."""
+        raise NotImplementedError
+
+    async def read(self, response: Response, limit: int | None = None) -> bytes | None:
+        """Read the raw body into memory and give the connection back.
+
+        The response stays whole: what was read takes the place of its stream.
+
+        Args:
+            response: The response to read.
+            limit: Bytes to read at most; over that the body is closed, lost, and the answer is ``None``.
+
+        Raises:
+            TransportError: Of the response's family, when the body breaks off; it is closed then.
+        """
+        parts, size = [], 0
+        try:
+            async for chunk in self.chunks(response):
+                size += len(chunk)
+                if limit is not None and size > limit:
+                    return None
+                parts.append(chunk)
+        finally:
+            await self.close(response)
+        body = b"".join(parts)
+        response.stream = family_of(response).module.ByteStream(body)
+        return body
+
+    async def before_wait(self, seconds: float) -> float:
+        """Tell stamina how long it should sleep: here, all of it."""
+        return seconds
+
+    def attempts(self, context: Attempts) -> AsyncIterator[Attempt]:
+        """Walk through stamina's attempts; the waits happen between them."""
+        raise NotImplementedError
+
+
+class BlockingIO(IO):
+    """Waits right where it is called, so that the coroutine never suspends."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Block this thread."""
+        if seconds > 0:
+            time.sleep(seconds)  # noqa: ASYNC251 - this is the mode that blocks
+
+    async def close(self, response: Response) -> None:
+        """Close the body."""
+        response.stream.close()  # type: ignore[union-attr] # a blocking body, in this mode
+
+    def chunks(self, response: Response) -> AsyncIterator[bytes]:
+        """The raw body, each piece read where it is asked for."""
+        return _Inline(iter(response.stream))  # type: ignore[arg-type] # a blocking body, in this mode
+
+    def attempts(self, context: Attempts) -> AsyncIterator[Attempt]:
+        """Walk through stamina's attempts; it sleeps between them with ``time.sleep``."""
+        return _Inline(iter(context))
+
+
+class AsyncIO(IO):
+    """Awaits, on asyncio and on trio."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Let other tasks run meanwhile."""
+        if seconds > 0:
+            await anyio.sleep(seconds)
+
+    async def close(self, response: Response) -> None:
+        """Close the body, shielded: a cancelled task still gives its connection back."""
+        with anyio.CancelScope(shield=True):
+            await response.stream.aclose()  # type: ignore[union-attr] # an async body, in this mode
+
+    def chunks(self, response: Response) -> AsyncIterator[bytes]:
+        """The raw body."""
+        return response.stream.__aiter__()  # type: ignore[union-attr] # an async body, in this mode
+
+    def attempts(self, context: Attempts) -> AsyncIterator[Attempt]:
+        """Walk through stamina's attempts; it sleeps between them on the running event loop."""
+        return context.__aiter__()
+
+
+class _Inline(AsyncIterator[T]):
+    """A plain iterator in async clothes: it never suspends."""
+
+    def __init__(self, items: Iterator[T]) -> None:
+        self._items = items
+
+    async def __anext__(self) -> T:
+        for item in self._items:
+            return item
+        raise StopAsyncIteration
+
+
+BLOCKING = BlockingIO()
+ASYNC = AsyncIO()
+
+
+def drive(coroutine: Coroutine[Any, Any, T], blame: Callable[[Iterable[tuple[FrameType, int]]], str]) -> T:
+    """Run a coroutine that never suspends, inline; works inside a running event loop, too.
+
+    Args:
+        coroutine: A call through the stack.
+        blame: Names the guilty among the frames and line numbers of the call, outermost first.
+
+    Raises:
+        Suspended: It awaited something that needs an event loop. Everything inside it has been closed.
+    """
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    except RuntimeError as exc:
+        # asyncio.sleep() and its like do not even suspend where no loop runs: they raise
+        if _raised_by_a_loop(exc):
+            raise _suspended(blame(_walk(exc.__traceback__))) from exc
+        raise
+    guilty = blame(_suspended_frames(coroutine))
+    _dismiss(coroutine)
+    raise _suspended(guilty)
+
+
+def _suspended(guilty: str) -> Suspended:
+    return Suspended(
+        f"{guilty} awaited something that needs an event loop, under a blocking client; "
+        "wait through io (io.sleep, io.read, …), which blocks there"
+    )
+
+
+def _walk(traceback: TracebackType | None) -> Iterator[tuple[FrameType, int]]:
+    while traceback is not None:
+        yield traceback.tb_frame, traceback.tb_lineno
+        traceback = traceback.tb_next
+
+
+def _raised_by_a_loop(exc: RuntimeError) -> bool:
+    *_, (frame, _) = _walk(exc.__traceback__)
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0] in _LOOPS
+
+
+def _suspended_frames(coroutine: Any) -> Iterator[tuple[FrameType, int]]:
+    while (frame := getattr(coroutine, "cr_frame", None)) is not None:
+        yield frame, frame.f_lineno
+        coroutine = coroutine.cr_await
+
+
+def _dismiss(coroutine: Coroutine[Any, Any, Any]) -> None:
+    """Close a suspended coroutine, again for each ``finally`` in it that awaits, within a bound."""
+    for _ in range(_CLOSE_BOUND):
+        try:
+            coroutine.close()
+        except Exception:  # noqa: BLE001, S112 - a clean-up that fails; Suspended is the one to be seen
+            continue
+        return

@@ -1,0 +1,176 @@
+"""One log line per call, through the standard library's ``logging``.
+
+Field names in ``extra`` follow OpenTelemetry's HTTP semantic conventions (1.27) where they have one.
+Nothing secret is logged: no body, no query value, no userinfo, headers only by name; and nothing from
+outside can forge a line: whatever is not printable is escaped.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from attrs import field, frozen
+
+from ..config import brief, check
+from ..events import Event, Record, record_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..chain import Handler
+    from ..family import Request, Response
+    from ..io import IO
+
+__all__ = ["Logging"]
+
+_LONGEST = 200
+_HEADERS = ("request-id", "x-request-id", "retry-after")
+_SECRET = frozenset(
+    {
+        "api-key",
+        "authorization",
+        "cookie",
+        "proxy-authorization",
+        "set-cookie",
+        "x-api-key",
+        "x-goog-api-key",
+    }
+)
+
+
+def _names(value: Any) -> Any:
+    return tuple(str(v).lower() for v in value) if isinstance(value, list | tuple) else value
+
+
+@frozen(kw_only=True, repr=False)
+class Logging:
+    """Log each call: INFO when it went well, WARNING when it failed, DEBUG for each step inside.
+
+    The line tells method, host, path, status, seconds until the response's headers (for a response read
+    whole: its body, too), attempts, and what each layer did. It belongs outermost, where it sees all.
+
+    Args:
+        logger: The logger, or its name.
+        headers: Names of response headers to add; credentials are refused.
+    """
+
+    logger: str | logging.Logger = field(
+        default="dspex_pipe",
+        validator=check("a logger or its name", lambda v: isinstance(v, str | logging.Logger)),
+    )
+    headers: tuple[str, ...] = field(
+        default=_HEADERS,
+        converter=_names,
+        validator=check(
+            "a list of header names, none of them a credential",
+            lambda v: isinstance(v, tuple) and not _SECRET.intersection(v),
+        ),
+    )
+
+    __repr__ = brief
+
+    def build(self) -> LoggingMiddleware:
+        """The running layer."""
+        return LoggingMiddleware(self)
+
+
+def safe(text: str) -> str:
+    """Text from outside, on one line: not printable is escaped, and long is cut at 200 characters."""
+    clean = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return clean if len(clean) <= _LONGEST else clean[:_LONGEST] + "…"
+
+
+def story(events: list[Event]) -> str:
+    """What each layer did, in order; what the wire did is in the attempts."""
+    return "; ".join(
+        f"{e.layer} {e.decision}{f' ({safe(e.reason)})' if e.reason else ''}"
+        for e in events
+        if e.layer != "transport"
+    )
+
+
+class LoggingMiddleware:
+    """The running layer."""
+
+    def __init__(self, config: Logging) -> None:
+        name = config.logger
+        self.logger = logging.getLogger(name) if isinstance(name, str) else name
+        self.headers = config.headers
+
+    async def __call__(self, request: Request, call_next: Handler, io: IO) -> Response:
+        record, started = record_of(request), io.now()
+        watching = self.logger.isEnabledFor(logging.DEBUG)
+        if watching:
+            record.watchers.append(self._step)
+        try:
+            response = await call_next(request)
+        except Exception as exc:
+            # only the type: a protocol error's text may quote what the server sent
+            what = {"error.type": type(exc).__name__}
+            self._call(logging.WARNING, request, record, io.now() - started, type(exc).__name__, what)
+            raise
+        except BaseException as exc:  # cancelled, or the program is ending: nobody's failure
+            what = {"error.type": type(exc).__name__}
+            self._call(logging.INFO, request, record, io.now() - started, "cancelled", what)
+            raise
+        finally:
+            if watching:
+                record.watchers.remove(self._step)
+        fields: dict[str, Any] = {"http.response.status_code": response.status_code}
+        for name in self.headers:
+            if name in response.headers:
+                fields[f"http.response.header.{name}"] = safe(response.headers[name])
+        level = logging.WARNING if response.is_error else logging.INFO
+        self._call(level, request, record, io.now() - started, str(response.status_code), fields)
+        return response
+
+    def _call(
+        self,
+        level: int,
+        request: Request,
+        record: Record,
+        seconds: float,
+        result: str,
+        fields: Mapping[str, Any],
+    ) -> None:
+        if not self.logger.isEnabledFor(level):
+            return
+        host, path = safe(request.url.host), safe(request.url.path)
+        events = list(record.events)
+        attempts = sum(e.layer == "transport" for e in events)
+        did = story(events)
+        self.logger.log(
+            level,
+            "%s %s%s -> %s in %.3f s, %d attempt%s%s",
+            safe(request.method),
+            host,
+            path,
+            result,
+            seconds,
+            attempts,
+            "" if attempts == 1 else "s",
+            f": {did}" if did else "",
+            extra={
+                "http.request.method": safe(request.method),
+                "server.address": host,
+                "url.path": path,
+                "http.client.request.duration": seconds,
+                "http.request.resend_count": max(0, attempts - 1),
+                "dspex.call": record.call,
+                "dspex.layers": did,
+                **fields,
+            },
+        )
+
+    def _step(self, event: Event) -> None:
+        self.logger.debug(
+            "call %d: %s %s%s (%.3f s, at %.3f s)",
+            event.call,
+            event.layer,
+            event.decision,
+            f" {safe(event.reason)}" if event.reason else "",
+            event.seconds,
+            event.at,
+            extra={"dspex.call": event.call},
+        )

@@ -1,0 +1,116 @@
+"""What a response or an exception means. Pure: headers, bytes and times in, an answer out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+from .errors import Refused
+from .family import Request, Response, family_of
+
+__all__ = [
+    "PERMANENT_CODES",
+    "is_read_timeout",
+    "is_transient_error",
+    "status_error",
+    "surely_unsent",
+    "told_to_retry",
+    "told_wait",
+]
+
+PERMANENT_CODES = frozenset(
+    {
+        # OpenAI: the account has no credit left; comes as a 429
+        "insufficient_quota",
+        "billing_hard_limit_reached",
+        "billing_not_active",
+        # Anthropic: a spend limit that no waiting lifts; comes as a 429, or a 402
+        "enforced_spend_limit_reached",
+        "contract_spend_limit_reached",
+        "billing_error",
+    }
+)
+"""Error codes that say a retry is pointless, whatever the status says."""
+
+_UNSENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")
+_OUR_FAULT = ("UnsupportedProtocol", "LocalProtocolError")
+
+
+def is_transient_error(exc: Exception, request: Request) -> bool:
+    """Whether an exception is a transport error of the request's family that may pass by itself.
+
+    A refusal is none, also where a pipeline below has made it one of that family.
+    """
+    module = family_of(request).module
+    ours = tuple(getattr(module, name) for name in _OUR_FAULT)
+    return isinstance(exc, module.TransportError) and not isinstance(exc, (*ours, Refused))
+
+
+def surely_unsent(exc: Exception, request: Request) -> bool:
+    """Whether no byte of the request can have reached the server."""
+    module = family_of(request).module
+    return isinstance(exc, tuple(getattr(module, name) for name in _UNSENT))
+
+
+def is_read_timeout(exc: Exception, request: Request) -> bool:
+    """Whether we stopped waiting for the answer to a request that has arrived."""
+    return isinstance(exc, family_of(request).module.ReadTimeout)
+
+
+def told_to_retry(headers: Mapping[str, str]) -> bool | None:
+    """What ``x-should-retry`` says (OpenAI and Anthropic send it); ``None`` when it says nothing."""
+    return {"true": True, "false": False}.get(headers.get("x-should-retry", "").strip().lower())
+
+
+def told_wait(headers: Mapping[str, str], wall: float) -> float | None:
+    """Seconds that the server asks us to wait, or ``None`` when it names no usable time.
+
+    ``retry-after-ms`` first (milliseconds; OpenAI, Azure), then ``retry-after`` (RFC 9110 §10.2.3): seconds,
+    here also with a fraction, or an HTTP date, which is read against the response's own ``Date`` so
+    that a wrong clock on either side does not matter. What cannot be read, and what lies in the
+    past, counts as nothing said. The answer may be huge: the caller bounds it.
+
+    Args:
+        headers: The response's headers.
+        wall: Seconds since the epoch, for a response without a ``Date``.
+    """
+    milliseconds = _number(headers.get("retry-after-ms"))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    text = headers.get("retry-after")
+    wait = _number(text)
+    if wait is None and text is not None:
+        until = _date(text)
+        if until is not None:
+            sent = _date(headers.get("date", ""))
+            wait = until - (wall if sent is None else sent)
+    return wait if wait is not None and wait > 0 else None
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        number = float(text or "")
+    except ValueError:
+        return None
+    # "inf" and "1e999" are a very long time, not garbage: the caller gives up at once
+    return None if math.isnan(number) or number <= 0 else number
+
+
+def _date(text: str) -> float | None:
+    try:
+        moment = parsedate_to_datetime(text)
+        if moment.tzinfo is None:  # "-0000", or no zone at all: HTTP dates are UTC (RFC 9110 §5.6.7)
+            moment = moment.replace(tzinfo=UTC)
+        return (moment - datetime.fromtimestamp(0, UTC)).total_seconds()
+    except (ValueError, OverflowError):
+        return None
+
+
+def status_error(response: Response, request: Request) -> Exception:
+    """A failed status as the exception that httpx users know; its text names no URL, which may be secret."""
+    error: Exception = family_of(request).module.HTTPStatusError(
+        f"the server answered {response.status_code}", request=request, response=response
+    )
+    return error

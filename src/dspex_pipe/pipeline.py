@@ -1,0 +1,319 @@
+"""The pipeline: a flat list of layers, and the state that they share between clients."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, TypeVar, overload
+
+from .chain import Handler, Middleware, Step, link
+from .events import OnEvent, record_of
+from .family import HttpModule, Request, Response
+from .io import ASYNC, BLOCKING, IO
+from .mount import check_inner, new_client
+from .options import CORE, Converter
+from .transport import AsyncTransport, Refusals, Transport
+
+if TYPE_CHECKING:
+    import httpx
+
+__all__ = ["Handler", "Layer", "LayerLike", "Middleware", "Pipeline"]
+
+ClientT = TypeVar("ClientT")
+AsyncClientT = TypeVar("AsyncClientT")
+
+
+class Layer(Protocol):
+    """A described layer: frozen configuration, comparable and reusable.
+
+    It may declare ``options``, a mapping from the names of per-call options to converters.
+    """
+
+    def build(self) -> Middleware:
+        """Make the running layer, with fresh state; called once per pipeline."""
+        ...
+
+
+LayerLike: TypeAlias = (
+    Layer
+    | Callable[[Request, Handler], Awaitable[Response]]
+    | Callable[[Request, Handler, IO], Awaitable[Response]]
+)
+"""A `Layer`, a `Pipeline`, or ``async def layer(request, call_next)`` (or with ``io`` as third)."""
+
+
+class Pipeline:
+    """A flat list of layers around any httpx transport; the first is the outermost.
+
+    Clients made from one pipeline share its state: one breaker, one budget, one cache, in threads and
+    in event loops alike. A pipeline is itself a layer: nested in another, it keeps its state.
+
+    Args:
+        layers: The layers, outermost first.
+        on_event: Called with every `Event` of every call, in the thread or task of the call. What it
+            raises is logged and goes no further.
+
+    Raises:
+        TypeError: Something in the list is not a layer; the message says what, and what is.
+    """
+
+    def __init__(self, layers: Iterable[LayerLike] = (), *, on_event: OnEvent | None = None) -> None:
+        if isinstance(layers, str | bytes | Mapping) or not isinstance(layers, Iterable):
+            raise TypeError(f"layers= takes a list of layers, got {layers!r}")
+        if on_event is not None and not callable(on_event):
+            raise TypeError(f"on_event= takes a function of one event, got {on_event!r}")
+        self.layers = tuple(layers)
+        self.on_event = on_event
+        self.steps = tuple(_step(layer) for layer in self.layers)
+        known: dict[str, Converter] = dict(CORE)
+        names = {step.name for step in self.steps}
+        for layer in self.layers:
+            if isinstance(layer, Pipeline):
+                known.update(layer.known_options)
+                names.update(layer.names)
+            else:
+                known.update(getattr(layer, "options", {}))
+        self.known_options: Mapping[str, Converter] = known
+        self.names: frozenset[str] = frozenset(names)
+
+    def __repr__(self) -> str:
+        return f"Pipeline([{', '.join(_repr(layer) for layer in self.layers)}])"
+
+    def build(self) -> Pipeline:
+        """A pipeline runs as it is, with the state it has: nested twice, it is shared."""
+        return self
+
+    async def __call__(self, request: Request, call_next: Handler, io: IO) -> Response:
+        """Run as one layer of another pipeline, or around any handler."""
+        handler = link(self.steps, call_next, io)
+        if self.on_event is None:
+            return await handler(request)
+        watchers = record_of(request).watchers
+        watchers.append(self.on_event)
+        try:
+            return await handler(request)
+        finally:
+            watchers.remove(self.on_event)
+
+    def __getitem__(self, kind: type) -> Any:
+        """The running layer of this type, by its configuration's class: ``pipeline[Retry]``.
+
+        Raises:
+            KeyError: There is none, or more than one.
+        """
+        found = list(self._find(kind))
+        if len(found) != 1:
+            raise KeyError(f"{len(found)} layers of {self!r} are a {kind.__name__}, not exactly one")
+        return found[0]
+
+    def _find(self, kind: type) -> Iterator[Middleware]:
+        for layer, step in zip(self.layers, self.steps, strict=True):
+            if isinstance(layer, kind) or isinstance(step.middleware, kind):
+                yield step.middleware
+            elif isinstance(layer, Pipeline):
+                yield from layer._find(kind)
+
+    def snapshot(self) -> dict[str, Any]:
+        """What the layers say of their state now; safe for JSON."""
+        return {
+            "layers": [
+                {"layer": step.name, **getattr(step.middleware, "snapshot", dict)()} for step in self.steps
+            ]
+        }
+
+    def transport(self, inner: Any, *, refusals: Refusals = "auto", io: IO = BLOCKING) -> Transport:
+        """A blocking transport for a client of your own; the inner transport stays yours to close.
+
+        Args:
+            inner: Any blocking httpx or httpx2 transport.
+            refusals: See `build_client`.
+            io: Time and waiting; a test passes ``testing.VirtualIO()``.
+        """
+        check_inner(Transport, inner)
+        return Transport(self, inner, io=io, refusals=refusals)
+
+    def async_transport(self, inner: Any, *, refusals: Refusals = "auto", io: IO = ASYNC) -> AsyncTransport:
+        """An async transport for a client of your own; the arguments are those of `transport`."""
+        check_inner(AsyncTransport, inner)
+        return AsyncTransport(self, inner, io=io, refusals=refusals)
+
+    @overload
+    def client(
+        self,
+        *,
+        http: None = None,
+        transport: Any = None,
+        refusals: Refusals = "auto",
+        io: IO = BLOCKING,
+        **client_kwargs: Any,
+    ) -> httpx.Client: ...
+    @overload
+    def client(
+        self,
+        *,
+        http: HttpModule[ClientT, Any],
+        transport: Any = None,
+        refusals: Refusals = "auto",
+        io: IO = BLOCKING,
+        **client_kwargs: Any,
+    ) -> ClientT: ...
+    def client(
+        self,
+        *,
+        http: Any = None,
+        transport: Any = None,
+        refusals: Refusals = "auto",
+        io: IO = BLOCKING,
+        **client_kwargs: Any,
+    ) -> Any:
+        """A blocking client that shares this pipeline's state; the arguments are those of `build_client`.
+
+        Closing the client leaves the state alone: `close` ends it, for all clients of this pipeline.
+        """
+        return new_client(
+            Transport,
+            self,
+            http=http,
+            transport=transport,
+            refusals=refusals,
+            io=io,
+            client_kwargs=client_kwargs,
+        )
+
+    @overload
+    def async_client(
+        self,
+        *,
+        http: None = None,
+        transport: Any = None,
+        refusals: Refusals = "auto",
+        io: IO = ASYNC,
+        **client_kwargs: Any,
+    ) -> httpx.AsyncClient: ...
+    @overload
+    def async_client(
+        self,
+        *,
+        http: HttpModule[Any, AsyncClientT],
+        transport: Any = None,
+        refusals: Refusals = "auto",
+        io: IO = ASYNC,
+        **client_kwargs: Any,
+    ) -> AsyncClientT: ...
+    def async_client(
+        self,
+        *,
+        http: Any = None,
+        transport: Any = None,
+        refusals: Refusals = "auto",
+        io: IO = ASYNC,
+        **client_kwargs: Any,
+    ) -> Any:
+        """An async client that shares this pipeline's state; see `client`, and `aclose`."""
+        return new_client(
+            AsyncTransport,
+            self,
+            http=http,
+            transport=transport,
+            refusals=refusals,
+            io=io,
+            client_kwargs=client_kwargs,
+        )
+
+    def close(self) -> None:
+        """Close what the layers hold, innermost first; a nested pipeline stays open, it may be shared.
+
+        Raises:
+            TypeError: A layer can only be closed asynchronously: use `aclose`.
+        """
+        for step in self._own_steps():
+            if callable(close := getattr(step.middleware, "close", None)):
+                close()
+            elif hasattr(step.middleware, "aclose"):
+                raise TypeError(f"layer {step.name} closes asynchronously: await pipeline.aclose()")
+
+    async def aclose(self) -> None:
+        """Close what the layers hold, in every mode; see `close`."""
+        for step in self._own_steps():
+            aclose: Any = getattr(step.middleware, "aclose", None)
+            if aclose is not None:
+                await aclose()
+            elif callable(close := getattr(step.middleware, "close", None)):
+                close()
+
+    def _own_steps(self) -> Iterator[Step]:
+        return (s for s in reversed(self.steps) if not isinstance(s.middleware, Pipeline))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+
+def _step(layer: Any) -> Step:
+    """Turn what the user put in the list into a running layer."""
+    name = _name(layer)
+    if isinstance(layer, type):
+        raise TypeError(f"{name} is a class: a layer is an instance of it, {name}(…)")
+    build: Any = getattr(layer, "build", None)
+    if build is not None:
+        middleware = build()
+        if not _is_async(middleware):
+            raise TypeError(
+                f"{name}.build() returned {middleware!r}, which is not an async callable "
+                "(request, call_next, io)"
+            )
+        return Step(name, middleware)
+    if not _is_async(layer):
+        raise TypeError(
+            f"{layer!r} is not a layer: it takes async def layer(request, call_next), or an object "
+            "with build()"
+        )
+    return Step(name, _as_middleware(layer, name))
+
+
+def _as_middleware(function: Any, name: str) -> Middleware:
+    taken = len(inspect.signature(function).parameters)
+    if taken == 3:
+        middleware: Middleware = function
+        return middleware
+    if taken != 2:
+        raise TypeError(
+            f"layer {name} takes {taken} arguments; a layer takes (request, call_next) or "
+            "(request, call_next, io)"
+        )
+    return lambda request, call_next, io: function(request, call_next)
+
+
+def _is_async(value: Any) -> bool:
+    call = getattr(value, "__call__", None)  # noqa: B004 - its kind matters, not whether it is there
+    return inspect.iscoroutinefunction(value) or inspect.iscoroutinefunction(call)
+
+
+def _name(layer: Any) -> str:
+    name = getattr(layer, "__name__", None) or type(layer).__name__
+    return str(name)
+
+
+def _repr(layer: Any) -> str:
+    if isinstance(layer, Pipeline):
+        return ", ".join(_repr(inner) for inner in layer.layers)
+    return _name(layer) if inspect.isroutine(layer) else repr(layer)

@@ -1,0 +1,44 @@
+"""Every layer we ship keeps the contract: one suite over all of them, in every mode and both libraries."""
+
+from __future__ import annotations
+
+import pytest
+
+from dspex_pipe import Budget, Logging, Pipeline, Retry
+from dspex_pipe.testing import check_layer
+
+COMPLETION = {
+    "method": "POST",
+    "url": "http://llm.test/v1/chat/completions",
+    "json": {"model": "m", "messages": [{"role": "user", "content": "hi"}]},
+}
+STREAMED = {**COMPLETION, "json": {**COMPLETION["json"], "stream": True}}
+UNSAFE = {"method": "POST", "url": "http://shop.test/orders", "json": {"item": 1}}
+
+
+async def plain(request, call_next):
+    return await call_next(request)
+
+
+async def timed(request, call_next, io):
+    await io.sleep(1)
+    return await call_next(request)
+
+
+LAYERS = [
+    Retry(),
+    Retry(attempts=1),
+    Retry(attempts=5, budget=None, post="always"),
+    Retry(budget=Budget(floor=0, ratio=0.0)),
+    Logging(),
+    plain,
+    timed,
+    Pipeline(),
+    Pipeline([Logging(), Pipeline([Retry(), plain])]),
+]
+
+
+@pytest.mark.parametrize("request_", [None, COMPLETION, STREAMED, UNSAFE], ids=["get", "llm", "sse", "post"])
+@pytest.mark.parametrize("layer", LAYERS, ids=repr)
+def test_layer_keeps_the_contract(layer, request_):
+    check_layer(layer, request=request_)
