@@ -14,6 +14,7 @@ each prompt, ``drop`` hangs up on every one. ``weather`` picks a fault for each 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
@@ -25,7 +26,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
 _MODEL = re.compile(r"(?P<fault>[a-z]+|\d{3})(?:x(?P<times>\d+))?")
@@ -88,7 +89,7 @@ class Provider:
         """How many requests came."""
         return len(self.seen)
 
-    def __enter__(self) -> Provider:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -139,10 +140,8 @@ class _Server(ThreadingHTTPServer):
 
 
 def _hang_up(connection: socket.socket) -> None:
-    try:
+    with contextlib.suppress(OSError):  # the other side may have been faster
         connection.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass  # the other side was faster
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -161,7 +160,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
         """Say nothing."""
 
-    def do_GET(self) -> None:  # noqa: N802 - the base class's naming
+    def do_GET(self) -> None:
         seen = self._note()
         url = urlsplit(self.path)
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
@@ -179,7 +178,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_PUT = do_DELETE = do_GET  # noqa: N815 - the base class's naming
 
-    def do_POST(self) -> None:  # noqa: N802 - the base class's naming
+    def do_POST(self) -> None:
         seen = self._note()
         kind = _FORMATS.get(urlsplit(self.path).path)
         if kind is None:
@@ -316,7 +315,8 @@ def _answer(kind: str, model: str) -> dict[str, Any]:
         case _:
             return {
                 "id": "m1", "type": "message", "role": "assistant", "model": model,
-                "content": [{"type": "text", "text": _TEXT}], "stop_reason": "end_turn", "stop_sequence": None,
+                "content": [{"type": "text", "text": _TEXT}],
+                "stop_reason": "end_turn", "stop_sequence": None,
                 "usage": {"input_tokens": 5, "output_tokens": 3},
             }  # fmt: skip
 

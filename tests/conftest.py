@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import stamina
+
 from modes import LIBRARIES, MODES, World
 from provider import Provider
 

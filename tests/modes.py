@@ -86,8 +86,8 @@ class Face:
     async def read_one(self, response: Any) -> bytes:
         """One raw piece of the body."""
         if self.blocking:
-            return next(response.iter_raw())
-        chunks = response.aiter_raw()
+            return next(iter(response.stream))
+        chunks = response.stream.__aiter__()  # aiter_raw() of httpx leaves a generator behind on trio
         piece = await anext(chunks)
         await chunks.aclose()
         return piece

@@ -84,7 +84,8 @@ class Retry:
     Retried are the statuses 408, 425, 429, 500, 502, 503, 504, 529 and transport errors, when repeating is
     safe: idempotent methods; what surely was not sent; requests with an ``Idempotency-Key``; LLM completions,
     told by their path and body. The server's ``x-should-retry``, ``retry-after-ms`` and ``retry-after`` come
-    first. A response that is not retried is returned, an exception raised, with notes about the attempts before.
+    first. When retrying ends, the last response is returned, or the last exception raised, with notes about
+    the attempts before it.
 
     Args:
         attempts: Calls in all, the first included; ``None`` for no limit.

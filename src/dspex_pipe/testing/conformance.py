@@ -137,10 +137,11 @@ class _Rig:
 
     async def read_one(self, response: Response) -> None:
         """One piece of the raw body, and then close it."""
+        stream: Any = response.stream  # not aiter_raw(): of httpx, that leaves a generator behind on trio
         if self.mode == "blocking":
-            next(response.iter_raw())
+            next(iter(stream))
         else:
-            chunks: Any = response.aiter_raw()
+            chunks = stream.__aiter__()
             await anext(chunks)
             await chunks.aclose()
         await self.close(response)
