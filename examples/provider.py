@@ -30,8 +30,8 @@ from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
 _MODEL = re.compile(r"(?P<fault>[a-z]+|\d{3})(?:x(?P<times>\d+))?")
-# Of twelve prompts, seven meet fair weather.
-_WEATHER = ("ok",) * 7 + ("503x1", "429x1", "dropx1", "truncatex1", "503x2")
+# Of 24 prompts, 19 meet fair weather.
+_WEATHER = ("ok",) * 19 + ("503x1", "429x1", "dropx1", "truncatex1", "slowx1")
 _FORMATS = {
     "/v1/chat/completions": "chat",
     "/v1/completions": "completion",
