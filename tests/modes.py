@@ -86,7 +86,8 @@ class Face:
     async def read_one(self, response: Any) -> bytes:
         """One raw piece of the body."""
         if self.blocking:
-            return next(iter(response.stream))
+            self.kept = iter(response.stream)  # dropping it would close the body
+            return next(self.kept)
         chunks = response.stream.__aiter__()  # aiter_raw() of httpx leaves a generator behind on trio
         piece = await anext(chunks)
         await chunks.aclose()

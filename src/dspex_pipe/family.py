@@ -89,9 +89,16 @@ class Family:
         content: bytes = b"",
         extensions: Mapping[str, Any] | None = None,
     ) -> Response:
-        """A complete response of this family; its body can be read in every mode."""
+        """A complete response of this family; its body can be read in every mode.
+
+        It is made of a stream, not of ``content=``: a response that httpx has read already cannot be
+        streamed by the caller.
+        """
         response: Response = self.module.Response(
-            status, headers=headers, content=content, extensions=extensions
+            status,
+            headers={**(headers or {}), "content-length": str(len(content))},
+            stream=self.module.ByteStream(content),
+            extensions=extensions,
         )
         return response
 

@@ -130,7 +130,9 @@ class _Rig:
             return None
 
     async def read(self, response: Response) -> bytes:
-        """The raw body, whole."""
+        """The raw body, whole; a response that httpx made of ``content=`` has been read already."""
+        if response.is_stream_consumed:
+            return response.content
         if self.mode == "blocking":
             return b"".join(response.iter_raw())
         return b"".join([chunk async for chunk in response.aiter_raw()])
@@ -184,9 +186,9 @@ async def _answers(rig: _Rig) -> None:
 async def _keeps_the_request(rig: _Rig) -> None:
     rig.upstream(_good)
     request = rig.request()
-    before = request.method, str(request.url), request.headers.raw, dict(request.extensions)
+    before = request.method, str(request.url), request.headers.raw, copy.deepcopy(request.extensions)
     await rig.read(await rig.send(request))
-    after = request.method, str(request.url), request.headers.raw, dict(request.extensions)
+    after = request.method, str(request.url), request.headers.raw, copy.deepcopy(request.extensions)
     _must(before == after, f"it was {before}, and is {after}")
 
 

@@ -1,0 +1,62 @@
+"""The public surface, listed once: what is added or taken away shows here."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import dspex_pipe
+from dspex_pipe import testing
+
+
+def test_the_front_door_holds_exactly_these_names():
+    assert sorted(dspex_pipe.__all__) == [
+        "BreakerOpen",
+        "Budget",
+        "DeadlineExceeded",
+        "Event",
+        "Handler",
+        "IO",
+        "Layer",
+        "LayerError",
+        "Logging",
+        "Middleware",
+        "Overloaded",
+        "Pipeline",
+        "RateLimited",
+        "Record",
+        "Refused",
+        "Request",
+        "Response",
+        "Retry",
+        "Suspended",
+        "Trace",
+        "attach",
+        "build_async_client",
+        "build_client",
+        "explain",
+        "options",
+        "record_of",
+        "refusal_of",
+        "respond",
+    ]
+    assert all(hasattr(dspex_pipe, name) for name in dspex_pipe.__all__)
+
+
+def test_the_testing_room_holds_exactly_these_names():
+    assert sorted(testing.__all__) == ["Reply", "Script", "VirtualIO", "check_layer"]
+
+
+def test_every_public_thing_says_what_it_is_for():
+    for name in dspex_pipe.__all__:
+        thing = getattr(dspex_pipe, name)
+        if inspect.isclass(thing) or inspect.isroutine(thing):
+            assert thing.__doc__, name
+
+
+def test_importing_loads_nothing_heavy():
+    heavy = ["httpx", "httpx2", "hishel", "stamina", "pyrate_limiter", "redis", "trio", "openai", "anthropic"]
+    code = f"import sys, dspex_pipe; print([m for m in {heavy} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"

@@ -1,0 +1,307 @@
+"""The testing room: virtual time, the scripted upstream, and a kit that finds broken layers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+
+import attrs
+import httpx
+import pytest
+
+from dspex_pipe import LayerError, Pipeline, Retry, respond
+from dspex_pipe.testing import Reply, Script, VirtualIO, check_layer
+from modes import World
+
+REQUEST = httpx.Request("GET", "http://x.test/")
+
+
+# VirtualIO
+
+
+def test_the_clock_moves_only_by_waiting():
+    io = VirtualIO(start=10, epoch=1000)
+    assert (io.now(), io.wall()) == (10, 1010)
+    io.run(io.sleep(2.5))
+    io.run(io.sleep(-1))
+    io.advance(1)
+    assert (io.now(), io.wall()) == (13.5, 1013.5)
+
+
+def test_random_numbers_repeat_for_a_seed():
+    assert [VirtualIO(seed=3).random() for _ in range(3)] == [VirtualIO(seed=3).random()] * 3
+
+
+def test_coroutines_take_turns_in_the_order_of_their_clocks():
+    io, seen = VirtualIO(), []
+
+    async def worker(name, naps):
+        for nap in naps:
+            await io.sleep(nap)
+            seen.append((io.now(), name))
+        return name
+
+    assert io.run_all(worker("a", [3, 3]), worker("b", [2, 1, 4]), worker("c", [])) == ["a", "b", "c"]
+    assert seen == [(2, "b"), (3, "a"), (3, "b"), (6, "a"), (7, "b")]
+
+
+def test_run_raises_and_run_all_hands_over_what_a_coroutine_raises():
+    io = VirtualIO()
+
+    async def fails():
+        await io.sleep(1)
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        io.run(fails())
+    (error, one) = io.run_all(fails(), _one())
+    assert isinstance(error, ValueError)
+    assert one == 1
+
+
+async def _one():
+    return 1
+
+
+def test_awaiting_something_else_is_an_error():
+    async def foreign():
+        await asyncio.sleep(0)
+
+    with pytest.raises(LayerError, match="awaited something that is not io's"):
+        VirtualIO().run(foreign())
+
+
+def test_concurrent_calls_share_virtual_time():
+    io = VirtualIO()
+    script = Script(lambda _: Reply(delay=2), forever=True, io=io)
+    client = Pipeline([Retry()]).async_client(transport=script, io=io)
+    replies = io.run_all(*(client.get("http://x.test/") for _ in range(5)))
+    assert [r.status_code for r in replies] == [200] * 5
+    assert io.now() == 2
+
+
+# Script
+
+
+def test_a_script_answers_in_order_and_complains_at_its_end(world: World):
+    async def main():
+        script = Script(
+            503,
+            Reply(json={"a": 1}),
+            "ReadTimeout",
+            httpx.ReadError("mine"),
+            lambda r: Reply(content=r.url.raw_path),
+        )
+        async with world.client([], transport=script) as client:
+            assert (await client.get("http://x.test/")).status_code == 503
+            assert (await client.get("http://x.test/")).json() == {"a": 1}
+            with pytest.raises(world.http.ReadTimeout, match="scripted"):
+                await client.get("http://x.test/")
+            with pytest.raises(httpx.ReadError, match="mine"):
+                await client.get("http://x.test/")
+            assert (await client.get("http://x.test/path")).content == b"/path"
+            with pytest.raises(
+                AssertionError, match=r"no step left in the script for request 6: GET http://x.test/z"
+            ):
+                await client.get("http://x.test/z")
+        assert len(script.requests) == 6
+        assert script.closed == 0  # it was passed in: whoever made it closes it
+
+    world.run(main)
+
+
+def test_a_script_is_a_handler():
+    io = VirtualIO()
+    response = io.run(Script(Reply(status=201, delay=3), io=io)(REQUEST))
+    assert (response.status_code, io.now()) == (201, 3)
+    assert io.run(Script(204)(REQUEST)).status_code == 204
+
+
+def test_a_scripted_stream_pauses_breaks_off_and_counts_what_is_open(world: World):
+    async def main():
+        io = VirtualIO()
+        broken = Reply(chunks=[b"a", b"b"], pause=2, error="RemoteProtocolError")
+        script = Script(broken, Reply(chunks=[b"c"] * 3), io=io)
+        async with world.client([], transport=script, io=io) as client:
+            response = await client.open("GET", "http://x.test/")
+            assert script.open == 1
+            with pytest.raises(world.http.RemoteProtocolError):
+                await client.read(response)
+            assert (io.now(), script.open) == (4, 0)
+            response = await client.open("GET", "http://x.test/")
+            assert await client.read_one(response) == b"c"
+            assert script.open == 1
+            await client.drop(response)
+            assert (script.open, script.bodies[-1].closes) == (0, 1)
+
+    world.run(main)
+
+
+def test_a_script_counts_its_closes():
+    script = Script()
+    script.close()
+    asyncio.run(script.aclose())
+    assert script.closed == 2
+
+
+def test_a_wrong_step_is_an_error():
+    with pytest.raises(TypeError, match=r"a step of a script is a status, a Reply, .* got 3.5"):
+        Pipeline([]).client(transport=Script(3.5)).get("http://x.test/")
+
+
+def test_a_script_with_a_suspending_io_under_a_blocking_client_is_named():
+    script = Script(Reply(delay=1), io=VirtualIO())
+    script.io._scheduled = True
+    with pytest.raises(LayerError, match=r"^the script awaited"):
+        Pipeline([]).client(transport=script).get("http://x.test/")
+
+
+# check_layer: each of these breaks one promise
+
+
+async def suspends(request, call_next):
+    await asyncio.sleep(0)
+    return await call_next(request)
+
+
+async def changes_body(request, call_next, io):
+    response = await call_next(request)
+    body = await io.read(response)
+    return respond(request, response.status_code, headers=dict(response.headers), content=body + b"!")
+
+
+async def leaks(request, call_next):
+    await call_next(request)
+    return await call_next(request)
+
+
+async def swallows(request, call_next):
+    try:
+        return await call_next(request)
+    except BaseException:
+        return respond(request, 200)
+
+
+async def invents_errors(request, call_next):
+    try:
+        return await call_next(request)
+    except Exception as exc:
+        raise KeyError("oh") from exc
+
+
+def shared():
+    kept = []
+
+    async def layer(request, call_next):
+        if kept:
+            return kept[0]
+        kept.append(await call_next(request))
+        return kept[0]
+
+    return layer
+
+
+class Writes:
+    """A frozen layer that is not: it keeps the caller's request and changes it later."""
+
+    async def __call__(self, request, call_next):
+        request.extensions["timeout"]["read"] = 1
+        return await call_next(request)
+
+
+@attrs.frozen
+class OneState:
+    state: object = attrs.field(factory=object, eq=False)
+
+    def build(self):
+        return _FOREVER
+
+
+class _Forever:
+    async def __call__(self, request, call_next, io):
+        return await call_next(request)
+
+
+_FOREVER = _Forever()
+
+
+class Incomparable:
+    def build(self):
+        return _Forever()
+
+
+class Unspeakable(_Forever):
+    def snapshot(self):
+        return {"io": VirtualIO()}
+
+
+@attrs.frozen
+class Mute:
+    def build(self):
+        return Unspeakable()
+
+
+async def hides_truncation(request, call_next, io):
+    response = await call_next(request)
+    body = b""
+    with contextlib.suppress(Exception):
+        async for chunk in io.chunks(response):
+            body += chunk
+    await io.close(response)
+    return respond(request, response.status_code, headers=dict(response.headers), content=body)
+
+
+@pytest.mark.parametrize(
+    ("layer", "promise"),
+    [
+        (suspends, r"answer a call \(blocking, httpx\): layer suspends .* awaited something"),
+        (changes_body, r"answer a call \(blocking, httpx\): the body was b'\{\"answer\": 42\}!'"),
+        (leaks, r"hand on a stream as it is \(blocking, httpx\): 1 of 2 bodies left open"),
+        (swallows, r"let cancellation through \(blocking, httpx\): an interrupt was swallowed"),
+        (invents_errors, r"let errors through, and work on \(blocking, httpx\): KeyError"),
+        (Writes(), r"leave the caller's request as it is \(blocking, httpx\)"),
+        (
+            hides_truncation,
+            r"show a broken body as broken \(blocking, httpx\): a broken body looked complete",
+        ),
+        (Mute(), r"tell its state in JSON \(blocking, httpx\): TypeError"),
+        (OneState(), r"returns the same state twice"),
+        (Incomparable(), r"does not compare equal to a copy of itself"),
+    ],
+    ids=str,
+)
+def test_the_kit_finds_what_is_broken(layer, promise):
+    with pytest.raises(AssertionError, match=promise):
+        check_layer(layer)
+
+
+def test_the_kit_finds_a_response_handed_out_twice():
+    with pytest.raises(AssertionError, match="belongs to another call"):
+        check_layer(shared())
+
+
+def test_the_kit_finds_what_only_async_modes_show():
+    async def eats_cancellation(request, call_next):
+        try:
+            return await call_next(request)
+        except asyncio.CancelledError:
+            return respond(request, 200)
+
+    with pytest.raises(AssertionError, match=r"let cancellation through \(asyncio, httpx\): .* swallowed"):
+        check_layer(eats_cancellation)
+
+
+def test_the_kit_runs_inside_a_running_loop():
+    async def passes(request, call_next):
+        return await call_next(request)
+
+    async def main():
+        check_layer(functools.partial(passes))
+
+    asyncio.run(main())
+
+
+def test_the_kit_refuses_what_is_no_layer():
+    with pytest.raises(TypeError, match="is not a layer"):
+        check_layer(3)
