@@ -131,10 +131,12 @@ def test_a_body_is_decompressed_and_its_raw_bytes_stay_as_they_were(http, raw, e
     assert response.json() == {"a": 1}
 
 
-@pytest.mark.parametrize("raw", [b"no gzip", gzip.compress(b"x" * 5000)[:20] + b"spoilt", b"\x1f\x8b"])
+@pytest.mark.parametrize(
+    "raw", [b"no gzip", gzip.compress(b"x" * 5000)[:-4] + b"oops"], ids=["never", "checksum"]
+)
 def test_a_spoilt_body_is_no_body_and_stays_as_it_was(http, raw):
     response = buffered(http, raw, "gzip")
-    assert decoded(response) in {None, b""}
+    assert decoded(response) is None
     assert b"".join(response.stream) == raw
 
 

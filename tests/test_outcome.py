@@ -104,7 +104,9 @@ TEXTS = st.one_of(
 )
 
 
-@given(milliseconds=TEXTS | st.none(), after=TEXTS | st.none(), sent=TEXTS | st.none(), wall=st.floats(0, 1e12))
+@given(
+    milliseconds=TEXTS | st.none(), after=TEXTS | st.none(), sent=TEXTS | st.none(), wall=st.floats(0, 1e12)
+)
 @example(milliseconds="5e-324", after=None, sent=None, wall=0.0)
 @example(milliseconds=None, after="1" * 5000, sent="9" * 5000, wall=0.0)
 @example(milliseconds=None, after="1 Jan 2020 00:00:00 +9999", sent=None, wall=0.0)

@@ -123,7 +123,9 @@ def test_idempotent_methods_are_repeated(method):
 
 @pytest.mark.parametrize("method", ["POST", "PATCH", "CONNECT", "BREW"])
 @pytest.mark.parametrize(
-    "outcome", [status(), httpx.ReadError("x"), httpx.ReadTimeout("x"), httpx.RemoteProtocolError("x")], ids=repr
+    "outcome",
+    [status(), httpx.ReadError("x"), httpx.ReadTimeout("x"), httpx.RemoteProtocolError("x")],
+    ids=repr,
 )
 def test_other_methods_are_not(method, outcome):
     verdict = after(outcome, call(method))
@@ -270,7 +272,9 @@ def test_attempts_can_be_without_limit():
 def test_a_read_timeout_of_an_llm_call_gets_one_extra_try():
     timeout = httpx.ReadTimeout("x")
     assert isinstance(after(timeout, completion(timeouts=1), attempts=9), Again)
-    assert_gives_up(after(timeout, completion(timeouts=2, attempt=2), attempts=9), "may be billed", spent=True)
+    assert_gives_up(
+        after(timeout, completion(timeouts=2, attempt=2), attempts=9), "may be billed", spent=True
+    )
 
 
 @pytest.mark.parametrize("now", [0.0, 4.5])
@@ -294,7 +298,8 @@ def test_a_wait_must_end_before_the_timeout():
 
 
 @pytest.mark.parametrize(
-    ("attempt", "random", "wait"), [(1, 0, 0.1), (2, 0, 0.2), (3, 0, 0.4), (3, 0.5, 0.9), (7, 0, 5), (10**9, 0, 5)]
+    ("attempt", "random", "wait"),
+    [(1, 0, 0.1), (2, 0, 0.2), (3, 0, 0.4), (3, 0.5, 0.9), (7, 0, 5), (10**9, 0, 5)],
 )
 def test_waits_of_ours_double_with_jitter_up_to_a_bound(attempt, random, wait):
     assert backoff(Retry(), attempt, random) == pytest.approx(wait)
@@ -382,7 +387,8 @@ def test_a_budget_is_kept_by_many_threads_at_once():
     ledger = Ledger(Budget(ratio=0, floor=100))
     allowed = []
     threads = [
-        threading.Thread(target=lambda: allowed.extend(ledger.withdraw(0) for _ in range(200))) for _ in range(8)
+        threading.Thread(target=lambda: allowed.extend(ledger.withdraw(0) for _ in range(200)))
+        for _ in range(8)
     ]
     for thread in threads:
         thread.start()
@@ -435,7 +441,9 @@ class LedgerMachine(RuleBasedStateMachine):
             budget = self.budget
             if self.ledger.withdraw(self.now):
                 self.retries.append(self.now)
-                assert self.recent(self.retries, 0.9) <= budget.floor + budget.ratio * self.recent(self.calls, 1)
+                assert self.recent(self.retries, 0.9) <= budget.floor + budget.ratio * self.recent(
+                    self.calls, 1
+                )
             else:
                 least = budget.floor + budget.ratio * self.recent(self.calls, 0.9)
                 assert self.recent(self.retries, 1) + 1 > least

@@ -79,7 +79,18 @@ def test_the_field_of_the_format_must_say_something(messages):
 
 @pytest.mark.parametrize(
     "content",
-    [None, b"", b"{", b"\xff\xfe\x00", b"nonsense", b'["model", "messages"]', b'"model"', b"7", b"null", DEEP],
+    [
+        None,
+        b"",
+        b"{",
+        b"\xff\xfe\x00",
+        b"nonsense",
+        b'["model", "messages"]',
+        b'"model"',
+        b"7",
+        b"null",
+        DEEP,
+    ],
 )
 def test_what_is_no_json_object_is_no_completion(content):
     assert recognise("POST", "/v1/messages", content) is None
@@ -125,7 +136,8 @@ JSON = st.recursive(
     lambda inner: (
         st.lists(inner)
         | st.dictionaries(
-            st.sampled_from(["model", "messages", "input", "prompt", "stream", "error", "code", "type"]), inner
+            st.sampled_from(["model", "messages", "input", "prompt", "stream", "error", "code", "type"]),
+            inner,
         )
     ),
 )

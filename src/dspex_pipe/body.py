@@ -1,16 +1,27 @@
-"""Bodies: copy a request, tell whether it can be sent again, look into a response that was read."""
+"""Bodies: send one again, look into one that was read, watch one go by."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import warnings
+from collections.abc import AsyncIterator, Iterator
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .family import Request, Response, family_of
 
 if TYPE_CHECKING:
     from .io import IO
 
-__all__ = ["copy_request", "decoded", "discard", "is_buffered", "is_replayable"]
+__all__ = [
+    "Ending",
+    "Tap",
+    "copy_request",
+    "decoded",
+    "discard",
+    "is_buffered",
+    "is_replayable",
+    "tap",
+]
 
 _SLICE = 1024
 _LOOK_BOUND = 1 << 20
@@ -88,3 +99,112 @@ async def discard(response: Response, io: IO) -> None:
 
 def _slices(raw: bytes) -> Iterator[bytes]:
     return (raw[i : i + _SLICE] for i in range(0, len(raw), _SLICE))
+
+
+class Ending(Enum):
+    """How a body came to its end."""
+
+    COMPLETE = "complete"
+    CLOSED = "closed"
+    """The reader left before the end; the openai SDK does so at ``[DONE]``."""
+    BROKEN = "broken"
+    DROPPED = "dropped"
+    """Nobody read or closed it; told by the garbage collector."""
+
+
+class Tap(Protocol):
+    """Watches a body go by, and changes nothing."""
+
+    def feed(self, chunk: bytes) -> None:
+        """See a piece of the raw body, as the reader gets it."""
+        ...
+
+    def end(self, ending: Ending, error: Exception | None) -> None:
+        """Hear how it ended; exactly once. For ``DROPPED`` it must take no lock: a finaliser calls."""
+        ...
+
+
+def tap(response: Response, observer: Tap) -> None:
+    """Let an observer watch the body of a response, however it will be read.
+
+    A body that lies in memory has gone by already: the observer hears of it at once.
+    """
+    if is_buffered(response):
+        observer.feed(b"".join(response.stream))  # type: ignore[arg-type] # a ByteStream reads in every mode
+        observer.end(Ending.COMPLETE, None)
+        return
+    response.stream = family_of(response).Body(_Tapped(response.stream, observer))
+
+
+class _Tapped:
+    """A body in one pass, with an observer; a class, so that its end does not depend on a generator's."""
+
+    def __init__(self, stream: Any, observer: Tap) -> None:
+        self._stream = stream
+        self._observer = observer
+        self._chunks: Any = None
+        self._ended = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        self._chunks = iter(self._stream)
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            chunk: bytes = next(self._chunks)
+        except BaseException as exc:
+            self._end_by(exc)
+            raise
+        self._observer.feed(chunk)
+        return chunk
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        self._chunks = self._stream.__aiter__()
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            chunk: bytes = await anext(self._chunks)
+        except BaseException as exc:
+            self._end_by(exc)
+            raise
+        self._observer.feed(chunk)
+        return chunk
+
+    def close(self) -> None:
+        try:
+            self._stream.close()
+        finally:
+            self._end(Ending.CLOSED)
+
+    async def aclose(self) -> None:
+        try:
+            # httpx's own streams are async generators: left to the garbage collector, trio complains
+            if hasattr(self._chunks, "aclose"):
+                await self._chunks.aclose()
+            await self._stream.aclose()
+        finally:
+            self._end(Ending.CLOSED)
+
+    def _end_by(self, exc: BaseException) -> None:
+        if isinstance(exc, StopIteration | StopAsyncIteration):
+            self._end(Ending.COMPLETE)
+        elif isinstance(exc, Exception):
+            self._end(Ending.BROKEN, exc)
+        else:
+            self._end(Ending.CLOSED)  # cancelled
+
+    def _end(self, ending: Ending, error: Exception | None = None) -> None:
+        if not self._ended:
+            self._ended = True
+            self._observer.end(ending, error)
+
+    def __del__(self) -> None:
+        if not self._ended:
+            self._end(Ending.DROPPED)
+            warnings.warn(
+                "a response was dropped without being read to its end or closed",
+                ResourceWarning,
+                stacklevel=1,
+                source=self,
+            )

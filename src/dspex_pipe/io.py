@@ -8,13 +8,17 @@ own has another origin, and one state may serve all modes at once.
 
 from __future__ import annotations
 
+import contextlib
 import random
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import anyio
+import anyio.lowlevel
+import anyio.to_thread
 
 from .errors import Suspended
 from .family import Response, family_of
@@ -22,7 +26,7 @@ from .family import Response, family_of
 if TYPE_CHECKING:
     from stamina import Attempt
 
-__all__ = ["ASYNC", "BLOCKING", "IO", "AsyncIO", "BlockingIO", "drive"]
+__all__ = ["ASYNC", "BLOCKING", "IO", "AsyncIO", "BlockingIO", "Event", "drive"]
 
 T = TypeVar("T")
 
@@ -35,6 +39,18 @@ class Attempts(Protocol):
 
     def __iter__(self) -> Iterator[Attempt]: ...
     def __aiter__(self) -> AsyncIterator[Attempt]: ...
+
+
+class Event(Protocol):
+    """A flag that is set once."""
+
+    def set(self) -> None:
+        """Set it, from any thread, at any time, more than once if need be."""
+        ...
+
+    async def wait(self, seconds: float | None = None) -> bool:
+        """Wait until it is set, or for so many seconds at most; whether it is set."""
+        ...
 
 
 class IO:
@@ -96,6 +112,14 @@ class IO:
         response.stream = family_of(response).module.ByteStream(body)
         return body
 
+    def event(self) -> Event:
+        """A flag that any thread may set, and one waiter of this mode may wait for."""
+        raise NotImplementedError
+
+    async def to_thread(self, function: Callable[[], T]) -> T:
+        """Call a function that blocks, where it blocks nobody else; in blocking mode, right here."""
+        raise NotImplementedError
+
     async def before_wait(self, seconds: float) -> float:
         """Tell stamina how long it should sleep: here, all of it."""
         return seconds
@@ -121,6 +145,14 @@ class BlockingIO(IO):
         """The raw body, each piece read where it is asked for."""
         return _Inline(iter(response.stream))  # type: ignore[arg-type] # a blocking body, in this mode
 
+    def event(self) -> Event:
+        """A flag to block on."""
+        return _ThreadEvent()
+
+    async def to_thread(self, function: Callable[[], T]) -> T:
+        """Call it."""
+        return function()
+
     def attempts(self, context: Attempts) -> AsyncIterator[Attempt]:
         """Walk through stamina's attempts; it sleeps between them with ``time.sleep``."""
         return _Inline(iter(context))
@@ -143,9 +175,48 @@ class AsyncIO(IO):
         """The raw body."""
         return response.stream.__aiter__()  # type: ignore[union-attr] # an async body, in this mode
 
+    def event(self) -> Event:
+        """A flag to await, on the event loop that runs here."""
+        return _LoopEvent()
+
+    async def to_thread(self, function: Callable[[], T]) -> T:
+        """Call it in a worker thread."""
+        return await anyio.to_thread.run_sync(function)
+
     def attempts(self, context: Attempts) -> AsyncIterator[Attempt]:
         """Walk through stamina's attempts; it sleeps between them on the running event loop."""
         return context.__aiter__()
+
+
+class _ThreadEvent:
+    """An `Event` for a blocking waiter."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self.set = self._event.set
+
+    async def wait(self, seconds: float | None = None) -> bool:
+        return self._event.wait(seconds)
+
+
+class _LoopEvent:
+    """An `Event` for a waiter on the event loop that made it; set from anywhere."""
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+        loop: Any = anyio.lowlevel.current_token().native_token
+        # asyncio's loop and trio's token have the same thing under two names
+        self._soon = getattr(loop, "call_soon_threadsafe", None) or loop.run_sync_soon
+
+    def set(self) -> None:
+        # the loop may be gone: then nobody waits any more
+        with contextlib.suppress(RuntimeError):
+            self._soon(self._event.set)
+
+    async def wait(self, seconds: float | None = None) -> bool:
+        with anyio.move_on_after(seconds):
+            await self._event.wait()
+        return self._event.is_set()
 
 
 class _Inline(AsyncIterator[T]):

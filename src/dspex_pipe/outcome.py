@@ -6,18 +6,21 @@ import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from enum import Enum
 
-from .errors import Refused
+from .errors import DeadlineExceeded, Refused
 from .family import Request, Response, family_of
 
 __all__ = [
     "PERMANENT_CODES",
+    "Verdict",
     "is_read_timeout",
     "is_transient_error",
     "status_error",
     "surely_unsent",
     "told_to_retry",
     "told_wait",
+    "verdict",
 ]
 
 PERMANENT_CODES = frozenset(
@@ -33,6 +36,16 @@ PERMANENT_CODES = frozenset(
     }
 )
 """Error codes that say a retry is pointless, whatever the status says."""
+
+
+class Verdict(Enum):
+    """What an outcome says about the health of the server."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+    NEUTRAL = "neutral"
+    """It says nothing: we refused, the caller left, or the server asked us to slow down."""
+
 
 _UNSENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")
 _OUR_FAULT = ("UnsupportedProtocol", "LocalProtocolError")
@@ -114,3 +127,23 @@ def status_error(response: Response, request: Request) -> Exception:
         f"the server answered {response.status_code}", request=request, response=response
     )
     return error
+
+
+def verdict(outcome: Response | BaseException, request: Request) -> Verdict:
+    """What an outcome says about the server's health.
+
+    Failures are transport errors, timeouts and bodies that break off, and statuses from 500 on. A 429 says
+    nothing, nor do cancellations, refusals of ours, and errors of our own making. Any other answer is a sign
+    of life, a 404 too.
+    """
+    if isinstance(outcome, Refused):
+        # a deadline that passed while the server kept us waiting is a timeout by another name
+        late = isinstance(outcome, DeadlineExceeded) and outcome.sent
+        return Verdict.FAILURE if late else Verdict.NEUTRAL
+    if isinstance(outcome, Exception):
+        return Verdict.FAILURE if is_transient_error(outcome, request) else Verdict.NEUTRAL
+    if isinstance(outcome, BaseException):
+        return Verdict.NEUTRAL
+    if outcome.status_code == 429:
+        return Verdict.NEUTRAL
+    return Verdict.FAILURE if outcome.status_code >= 500 else Verdict.SUCCESS

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import AsyncIterator, Coroutine, Generator
+import math
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,7 +14,7 @@ from ..io import ASYNC, BLOCKING, IO
 if TYPE_CHECKING:
     from stamina import Attempt
 
-    from ..io import Attempts
+    from ..io import Attempts, Event
 
 __all__ = ["VirtualIO"]
 
@@ -67,6 +67,19 @@ class VirtualIO(IO):
         """The raw body, whichever way it reads."""
         return (ASYNC if hasattr(response.stream, "__aiter__") else BLOCKING).chunks(response)
 
+    def event(self) -> Event:
+        """A flag on the virtual clock under `run_all`; otherwise one of the mode that runs here."""
+        if self._scheduled:
+            return _VirtualEvent(self)
+        try:
+            return ASYNC.event()
+        except RuntimeError:  # no event loop runs here
+            return BLOCKING.event()
+
+    async def to_thread(self, function: Callable[[], T]) -> T:
+        """Call it, here."""
+        return function()
+
     async def before_wait(self, seconds: float) -> float:
         """Wait here, on the virtual clock, and leave nothing for stamina to sleep."""
         await self.sleep(seconds)
@@ -84,15 +97,21 @@ class VirtualIO(IO):
         return result
 
     def run_all(self, *coroutines: Coroutine[Any, Any, T]) -> list[T | BaseException]:
-        """Run coroutines side by side; their results in order, an exception in place of a result."""
+        """Run coroutines side by side; their results in order, an exception in place of a result.
+
+        Raises:
+            LayerError: All of them wait, and nothing will wake them.
+        """
         results: dict[int, T | BaseException] = {}
-        sleeping = [(self._clock, turn, turn) for turn in range(len(coroutines))]
-        order = len(coroutines)
+        waiting = {number: _Until(self._clock) for number in range(len(coroutines))}
         self._scheduled = True
         try:
-            while sleeping:
-                until, _, number = heapq.heappop(sleeping)
-                self._clock = max(self._clock, until)
+            while waiting:
+                number = min(waiting, key=lambda n: waiting[n].when(self._clock))
+                wait = waiting.pop(number)
+                if math.isinf(wait.when(self._clock)):
+                    raise LayerError("every coroutine waits, and nothing will wake them")
+                self._clock = max(self._clock, wait.when(self._clock))
                 try:
                     signal = coroutines[number].send(None)
                 except StopIteration as done:
@@ -100,22 +119,44 @@ class VirtualIO(IO):
                 except BaseException as exc:  # noqa: BLE001 - handed to the caller as a result
                     results[number] = exc
                 else:
-                    if not isinstance(signal, float):
+                    if isinstance(signal, _Until):
+                        waiting[number] = signal  # at the end: who waited longer goes first
+                    else:
                         coroutines[number].close()
                         results[number] = LayerError("awaited something that is not io's")
-                        continue
-                    heapq.heappush(sleeping, (signal, order, number))
-                    order += 1
         finally:
             self._scheduled = False
+            for number in waiting:
+                coroutines[number].close()
         return [results[number] for number in range(len(coroutines))]
 
 
+class _VirtualEvent:
+    """An `Event` under the scheduler."""
+
+    def __init__(self, io: VirtualIO) -> None:
+        self._io = io
+        self.is_set = False
+
+    def set(self) -> None:
+        self.is_set = True
+
+    async def wait(self, seconds: float | None = None) -> bool:
+        if not self.is_set:
+            await _Until(math.inf if seconds is None else self._io.now() + seconds, self)
+        return self.is_set
+
+
 class _Until:
-    """Suspends until the scheduler's clock has come this far."""
+    """Suspends until the scheduler's clock has come this far, or an event is set."""
 
-    def __init__(self, when: float) -> None:
-        self.when = when
+    def __init__(self, at: float, event: _VirtualEvent | None = None) -> None:
+        self._at = at
+        self._event = event
 
-    def __await__(self) -> Generator[float, None, None]:
-        yield self.when
+    def when(self, now: float) -> float:
+        """When it is over, as far as is known now."""
+        return now if self._event is not None and self._event.is_set else self._at
+
+    def __await__(self) -> Generator[_Until, None, None]:
+        yield self
