@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dspex_pipe import Budget, Logging, Pipeline, Retry
+from dspex_pipe import Breaker, Budget, Logging, Pipeline, Retry
 from dspex_pipe.testing import check_layer
 
 COMPLETION = {
@@ -31,10 +31,13 @@ LAYERS = [
     Retry(attempts=5, budget=None, post="always"),
     Retry(budget=Budget(floor=0, ratio=0.0)),
     Logging(),
+    Breaker(),
+    Breaker(consecutive=1),
+    Breaker.fuse(),
     plain,
     timed,
     Pipeline(),
-    Pipeline([Logging(), Pipeline([Retry(), plain])]),
+    Pipeline([Logging(), Pipeline([Breaker(), Retry(), plain])]),
 ]
 
 

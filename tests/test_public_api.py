@@ -12,6 +12,7 @@ from dspex_pipe import testing
 
 def test_the_front_door_holds_exactly_these_names():
     assert sorted(dspex_pipe.__all__) == [
+        "Breaker",
         "BreakerOpen",
         "Budget",
         "DeadlineExceeded",
@@ -32,6 +33,7 @@ def test_the_front_door_holds_exactly_these_names():
         "Retry",
         "Suspended",
         "Trace",
+        "Verdict",
         "attach",
         "build_async_client",
         "build_client",

@@ -18,15 +18,18 @@ from .errors import (
 from .events import Event, Record, Trace, explain, record_of, refusal_of
 from .family import Request, Response, respond
 from .io import IO
+from .layers.breaker import Breaker
 from .layers.logging import Logging
 from .layers.retry import Budget, Retry
 from .options import options
+from .outcome import Verdict
 from .pipeline import Layer, Pipeline
 
 __version__ = "0.1.0"
 
 __all__ = [
     "IO",
+    "Breaker",
     "BreakerOpen",
     "Budget",
     "DeadlineExceeded",
@@ -46,6 +49,7 @@ __all__ = [
     "Retry",
     "Suspended",
     "Trace",
+    "Verdict",
     "attach",
     "build_async_client",
     "build_client",

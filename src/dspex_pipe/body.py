@@ -107,7 +107,10 @@ class Ending(Enum):
     COMPLETE = "complete"
     CLOSED = "closed"
     """The reader left before the end; the openai SDK does so at ``[DONE]``."""
+    CANCELLED = "cancelled"
+    """The reader was cancelled while it waited for more."""
     BROKEN = "broken"
+    """The body broke off."""
     DROPPED = "dropped"
     """Nobody read or closed it; told by the garbage collector."""
 
@@ -192,7 +195,7 @@ class _Tapped:
         elif isinstance(exc, Exception):
             self._end(Ending.BROKEN, exc)
         else:
-            self._end(Ending.CLOSED)  # cancelled
+            self._end(Ending.CANCELLED)
 
     def _end(self, ending: Ending, error: Exception | None = None) -> None:
         if not self._ended:

@@ -47,6 +47,7 @@ class Refused(Exception):
     """A machine-readable name, in the body of that response."""
     timeout: ClassVar[bool] = False
     """Whether the family's ``TimeoutException`` is the fitting base, not plain ``TransportError``."""
+    _fields: ClassVar[tuple[str, ...]] = ("layer", "retry_after", "sent")
 
     def __init__(
         self,
@@ -70,17 +71,30 @@ class Refused(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         # The class may be one made per client family, which pickle could not find by name.
         plain = next(c for c in type(self).__mro__ if "_dspex_family" not in vars(c))
-        return _restore, (plain, self.reason, self.layer, self.retry_after, self.sent)
+        return _restore, (plain, self.reason, {name: getattr(self, name) for name in self._fields})
 
 
-def _restore(cls: type[Refused], reason: str, layer: str, retry_after: float | None, sent: bool) -> Refused:
-    return cls(reason, layer=layer, retry_after=retry_after, sent=sent)
+def _restore(cls: type[Refused], reason: str, fields: dict[str, Any]) -> Refused:
+    return cls(reason, **fields)
 
 
 class BreakerOpen(Refused):
-    """The circuit for this key is open: calls have been failing, and are not tried for now."""
+    """The circuit for this key is open: calls have been failing, and are not tried for now.
+
+    Args:
+        reason: See `Refused`.
+        key: Whose circuit it is.
+        last_failure: What failed last, in a word or two.
+        more: See `Refused`.
+    """
 
     code = "breaker_open"
+    _fields = (*Refused._fields, "key", "last_failure")
+
+    def __init__(self, reason: str, *, key: str = "", last_failure: str = "", **more: Any) -> None:
+        super().__init__(reason, **more)
+        self.key = key
+        self.last_failure = last_failure
 
 
 class RateLimited(Refused):

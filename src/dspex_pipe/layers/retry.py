@@ -8,7 +8,6 @@ failure, so that a call which succeeds pays next to nothing.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Mapping
 from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
@@ -17,6 +16,7 @@ from attrs import Factory, define, evolve, field, frozen
 
 from ..body import copy_request, decoded, discard, is_replayable
 from ..config import brief, check, fraction, optional, seconds, whole
+from ..counts import Counts
 from ..events import Record, record_of
 from ..options import Converter, switch
 from ..outcome import (
@@ -249,49 +249,43 @@ def _is_safe(policy: Retry, call: Call, error: Exception | None) -> bool:
     )
 
 
+_CALLS, _RETRIES = range(2)
+
+
 class Ledger:
-    """The state of a `Budget`: calls and retries within the window, in ten buckets each.
+    """The state of a `Budget`: calls and retries within the window.
 
     Finagle and tower keep such a budget, too: under an outage, retries are a bounded share of the load,
     not a multiple of it.
     """
 
-    _BUCKETS = 10
-
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
         self._lock = Lock()
-        self._buckets: deque[list[int]] = deque()  # [index in time, calls, retries], oldest first
+        self._counts = Counts(2, budget.window)
+        self._now = 0.0
 
     def deposit(self, now: float) -> None:
         """Count a call."""
         with self._lock:
-            self._bucket(now)[1] += 1
+            self._now = now
+            self._counts.add(_CALLS, now)
 
     def withdraw(self, now: float) -> bool:
         """Count a retry, if the budget allows one more."""
         with self._lock:
-            bucket = self._bucket(now)
-            calls, retries = self._totals()
+            self._now = now
+            calls, retries = self._counts.totals(now)
             allowed = retries + 1 <= self.budget.floor + self.budget.ratio * calls
-            bucket[2] += allowed
+            if allowed:
+                self._counts.add(_RETRIES, now)
             return allowed
 
     def snapshot(self) -> dict[str, int]:
         """Calls and retries within the window, as of the newest call."""
         with self._lock:
-            return dict(zip(("calls", "retries"), self._totals(), strict=True))
-
-    def _totals(self) -> tuple[int, int]:
-        return sum(b[1] for b in self._buckets), sum(b[2] for b in self._buckets)
-
-    def _bucket(self, now: float) -> list[int]:
-        index = int(now / self.budget.window * self._BUCKETS)
-        while self._buckets and self._buckets[0][0] <= index - self._BUCKETS:
-            self._buckets.popleft()
-        if not self._buckets or self._buckets[-1][0] < index:
-            self._buckets.append([index, 0, 0])
-        return self._buckets[-1]
+            calls, retries = self._counts.totals(self._now)
+            return {"calls": calls, "retries": retries}
 
 
 class Retrying:

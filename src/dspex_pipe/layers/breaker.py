@@ -1,0 +1,390 @@
+"""Stop calling a server that fails, and try it again carefully.
+
+The circuit breaker of M. Nygard's "Release It!", with three things that others leave out: a probe holds a
+*lease*, so one that hangs or is cancelled frees its place and closes nothing; results carry an *epoch*, so
+what was admitted before the circuit changed decides nothing after; and a call counts when its *body* has
+ended, not when its headers came.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from enum import Enum
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from attrs import field, frozen
+
+from ..body import Ending, tap
+from ..config import brief, check, fraction, optional, seconds, whole
+from ..counts import Counts
+from ..errors import BreakerOpen, Refused
+from ..events import Record, record_of
+from ..keys import server_key
+from ..outcome import Verdict, verdict
+from ..table import Table
+
+if TYPE_CHECKING:
+    from ..chain import Handler
+    from ..family import Request, Response
+    from ..io import IO
+
+__all__ = ["Breaker"]
+
+Classify = Callable[["Response | BaseException", "Request"], Verdict | None]
+
+_callable = check("a function", callable)
+
+
+@frozen(kw_only=True, repr=False)
+class Breaker:
+    """Refuse calls to a server that keeps failing, with `BreakerOpen`, until it has had time to recover.
+
+    Failures are connect, read and write errors, timeouts, bodies that break off, and statuses from 500 on.
+    A 429, a cancellation and a refusal say nothing; all else is success, a 404 too. The circuit opens on many
+    failures in a short time, or on several in a row however long apart. After ``open_for`` seconds it lets a
+    probe through, whose success closes it, and whose failure opens it for twice as long.
+
+    Args:
+        failures: Failures within the window that open the circuit, if they are also …
+        ratio: … at least this share of the calls in it, 0 to 1.
+        window: Seconds.
+        consecutive: Failures in a row that open it, too, however long apart; ``None`` for never.
+        open_for: Seconds until the first probe.
+        open_max: Seconds that this grows to at most, doubling with each probe that fails.
+        jitter: The share, 0 to 1, by which these times vary either way, lest all clients probe together.
+        probes: Calls let through at a time while probing, and successes needed to close.
+        lease: Seconds after which a probe that has not ended no longer keeps others out.
+        key: Gives each request the name of its circuit; by default its origin and, for LLM calls, the model.
+        classify: Judges an outcome (a response or an exception, and its request) before the rule above;
+            ``None`` leaves it to the rule.
+        max_keys: Circuits kept at most; open ones are never dropped.
+    """
+
+    failures: int = field(default=5, validator=whole(1))
+    ratio: float = field(default=0.5, validator=fraction())
+    window: float = field(default=10.0, validator=seconds())
+    consecutive: int | None = field(default=5, validator=optional(whole(1)))
+    open_for: float = field(default=5.0, validator=seconds())
+    open_max: float = field(default=60.0, validator=seconds())
+    jitter: float = field(default=0.2, validator=fraction())
+    probes: int = field(default=1, validator=whole(1))
+    lease: float = field(default=60.0, validator=seconds())
+    key: Callable[[Request], str] | None = field(default=None, validator=optional(_callable))
+    classify: Classify | None = field(default=None, validator=optional(_callable))
+    max_keys: int = field(default=1024, validator=whole(1))
+
+    __repr__ = brief
+
+    @classmethod
+    def fuse(cls) -> Breaker:
+        """The rule of Erlang's fuse: the fifth answer that is not a 200 within 10 s opens the circuit."""
+        return cls(ratio=0.0, consecutive=None, classify=_not_200)
+
+    def build(self) -> Breaking:
+        """The running layer, with all circuits closed."""
+        return Breaking(self)
+
+
+def _not_200(outcome: Response | BaseException, request: Request) -> Verdict | None:
+    if isinstance(outcome, BaseException):
+        return None
+    return Verdict.SUCCESS if outcome.status_code == 200 else Verdict.FAILURE
+
+
+# The pure core: one circuit.
+
+
+class State(Enum):
+    """What a circuit does with calls."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half-open"
+    ISOLATED = "isolated"
+    """Refused by hand, until it is reset."""
+    DISABLED = "disabled"
+    """Let through by hand, whatever happens, until it is reset."""
+
+
+class Ticket:
+    """The right to make one call, within one epoch."""
+
+    __slots__ = ("epoch", "probe")
+
+    def __init__(self, epoch: int, *, probe: bool) -> None:
+        self.epoch = epoch
+        self.probe = probe
+
+
+@frozen
+class Shut:
+    """No right to make a call."""
+
+    retry_after: float | None
+
+
+_SUCCESSES, _FAILURES = range(2)
+
+
+class Circuit:
+    """One circuit; it takes no lock: its owner holds one.
+
+    ``admit`` a call, then ``settle`` its ticket, once, or never. The epoch counts changes of state.
+    """
+
+    __slots__ = (
+        "_counts",
+        "_in_a_row",
+        "_policy",
+        "_probes",
+        "_proofs",
+        "epoch",
+        "last_failure",
+        "state",
+        "trips",
+        "until",
+    )
+
+    def __init__(self, policy: Breaker) -> None:
+        self._policy = policy
+        self._counts = Counts(2, policy.window)
+        self._in_a_row = 0
+        self._probes: dict[Ticket, float] = {}  # when the lease of each ends
+        self._proofs = 0
+        self.state = State.CLOSED
+        self.epoch = 0
+        self.trips = 0
+        self.until = 0.0
+        self.last_failure = ""
+
+    def admit(self, now: float) -> Ticket | Shut:
+        """Let a call through, or not."""
+        if self.state is State.OPEN and now >= self.until:
+            self.change(State.HALF_OPEN)
+        if self.state is State.OPEN:
+            return Shut(self.until - now)
+        if self.state is State.ISOLATED:
+            return Shut(None)
+        ticket = Ticket(self.epoch, probe=self.state is State.HALF_OPEN)
+        if ticket.probe:
+            self._probes = {probe: end for probe, end in self._probes.items() if end > now}
+            if len(self._probes) >= self._policy.probes:
+                return Shut(min(self._policy.open_for, min(self._probes.values()) - now))
+            self._probes[ticket] = now + self._policy.lease
+        return ticket
+
+    def settle(self, ticket: Ticket, verdict: Verdict, why: str, now: float, random: float) -> None:
+        """Take the outcome of an admitted call into account.
+
+        Args:
+            ticket: What `admit` gave.
+            verdict: The outcome.
+            why: What failed, to be told later.
+            now: Seconds.
+            random: A number in [0, 1), for jitter.
+        """
+        if ticket.epoch != self.epoch:
+            return
+        self._probes.pop(ticket, None)
+        if verdict is Verdict.NEUTRAL or self.state not in {State.CLOSED, State.HALF_OPEN}:
+            return
+        if verdict is Verdict.FAILURE:
+            self.last_failure = why
+            self._in_a_row += 1
+            self._counts.add(_FAILURES, now)
+            if self.state is State.HALF_OPEN or self._must_open(now):
+                self._open(now, random)
+            return
+        self._in_a_row = 0
+        self._counts.add(_SUCCESSES, now)
+        if self.state is State.HALF_OPEN:
+            self._proofs += 1
+            if self._proofs >= self._policy.probes:
+                self.trips = 0
+                self.change(State.CLOSED)
+
+    def change(self, state: State) -> None:
+        """Begin a new epoch in this state, with nothing counted."""
+        self.state = state
+        self.epoch += 1
+        self._counts.clear()
+        self._in_a_row = self._proofs = 0
+        self._probes = {}
+
+    def _must_open(self, now: float) -> bool:
+        policy = self._policy
+        if policy.consecutive is not None and self._in_a_row >= policy.consecutive:
+            return True
+        successes, failures = self._counts.totals(now)
+        return failures >= policy.failures and failures >= policy.ratio * (failures + successes)
+
+    def _open(self, now: float, random: float) -> None:
+        policy = self._policy
+        # 2.0 ** 1024 overflows; by then any open_max is long reached
+        length = min(policy.open_max, policy.open_for * 2.0 ** min(self.trips, 64))
+        self.until = now + length * (1 + policy.jitter * (2 * random - 1))
+        self.trips += 1
+        self.change(State.OPEN)
+
+
+class Breaking:
+    """The running layer: the circuits, by key."""
+
+    def __init__(self, policy: Breaker) -> None:
+        self.policy = policy
+        self._key = policy.key or server_key
+        self._lock = Lock()
+        self._circuits: Table[Circuit] = Table(
+            lambda: Circuit(policy),
+            armed=lambda circuit, _: circuit.state is not State.CLOSED,
+            limit=policy.max_keys,
+        )
+        # Bodies that were dropped: told by a finaliser, which may run inside our own lock.
+        self._dropped: deque[tuple[Circuit, Ticket]] = deque()
+
+    async def __call__(self, request: Request, call_next: Handler, io: IO) -> Response:
+        key, record = self._key(request), record_of(request)
+        with self._lock:
+            self._settle_dropped()
+            circuit = self._circuits.get(key, io.now())
+            before = circuit.state
+            admitted = circuit.admit(io.now())
+            after, last_failure = circuit.state, circuit.last_failure
+        if after is not before:
+            record.emit("Breaker", "half-opens", key)
+        if isinstance(admitted, Shut):
+            raise BreakerOpen(
+                f"the circuit of {key} is {after.value}",
+                layer="Breaker",
+                retry_after=admitted.retry_after,
+                key=key,
+                last_failure=last_failure,
+            )
+        call = _Call(self, key, circuit, admitted, record, io)
+        try:
+            response = await call_next(request)
+        except BaseException as exc:
+            call.settle(self._judge(exc, request), type(exc).__name__)
+            raise
+        verdict = self._judge(response, request)
+        if verdict is Verdict.FAILURE:
+            call.settle(verdict, f"status {response.status_code}")
+        else:
+            call.watch(response, verdict)
+        return response
+
+    def _judge(self, outcome: Response | BaseException, request: Request) -> Verdict:
+        judged = None
+        # what was refused below us, or cancelled by the caller, says nothing that anyone could judge
+        silent = isinstance(outcome, BaseException) and (
+            not isinstance(outcome, Exception) or isinstance(outcome, Refused)
+        )
+        if self.policy.classify is not None and not silent:
+            judged = self.policy.classify(outcome, request)
+        return verdict(outcome, request) if judged is None else judged
+
+    def settle(self, call: _Call, verdict: Verdict, why: str) -> None:
+        """Tell a circuit how a call ended."""
+        circuit, io = call.circuit, call.io
+        with self._lock:
+            before, now = circuit.state, io.now()
+            circuit.settle(call.ticket, verdict, why, now, io.random())
+            after, wait = circuit.state, circuit.until - now
+        if after is State.OPEN is not before:
+            call.record.emit("Breaker", "opens", f"{call.key}: {why}", wait)
+        elif after is not before:
+            call.record.emit("Breaker", "closes", call.key)
+
+    def drop(self, circuit: Circuit, ticket: Ticket) -> None:
+        """Take a ticket back later, when the lock is free; safe in a finaliser."""
+        self._dropped.append((circuit, ticket))
+
+    def _settle_dropped(self) -> None:
+        while self._dropped:
+            circuit, ticket = self._dropped.popleft()
+            circuit.settle(ticket, Verdict.NEUTRAL, "", 0.0, 0.0)
+
+    # By hand
+
+    def isolate(self, key: str) -> None:
+        """Refuse every call of a key, until `reset`."""
+        self._force(key, State.ISOLATED)
+
+    def disable(self, key: str) -> None:
+        """Let every call of a key through, whatever happens, until `reset`."""
+        self._force(key, State.DISABLED)
+
+    def close(self, key: str | None = None) -> None:
+        """Close the circuit of a key now; without a key, as a closing pipeline calls it, do nothing."""
+        if key is not None:
+            self._force(key, State.CLOSED)
+
+    def reset(self, key: str) -> None:
+        """Forget everything about a key."""
+        with self._lock:
+            circuit = self._circuits.find(key)
+            if circuit is not None:
+                circuit.change(State.CLOSED)  # calls under way belong to an epoch that is over
+                self._circuits.discard(key)
+
+    def _force(self, key: str, state: State) -> None:
+        with self._lock:
+            # time 0: whatever idles is old enough to stay
+            circuit = self._circuits.get(key, 0.0)
+            circuit.trips = 0
+            circuit.change(state)
+
+    def snapshot(self) -> dict[str, Any]:
+        """How many circuits there are, and the state of those that are not closed."""
+        with self._lock:
+            states: Mapping[str, str] = {
+                key: circuit.state.value
+                for key, circuit in self._circuits
+                if circuit.state is not State.CLOSED
+            }
+            return {"circuits": len(self._circuits), "not_closed": states}
+
+
+class _Call:
+    """One admitted call, until its body has ended."""
+
+    __slots__ = ("_breaking", "_seen", "_verdict", "circuit", "io", "key", "record", "ticket")
+
+    def __init__(
+        self, breaking: Breaking, key: str, circuit: Circuit, ticket: Ticket, record: Record, io: IO
+    ) -> None:
+        self._breaking = breaking
+        self._verdict = Verdict.NEUTRAL
+        self._seen = False
+        self.key = key
+        self.circuit = circuit
+        self.ticket = ticket
+        self.record = record
+        self.io = io
+
+    def settle(self, verdict: Verdict, why: str) -> None:
+        """Tell the circuit."""
+        self._breaking.settle(self, verdict, why)
+
+    def watch(self, response: Response, verdict: Verdict) -> None:
+        """Settle when the body has ended."""
+        self._verdict = verdict
+        tap(response, self)
+
+    def feed(self, chunk: bytes) -> None:
+        """The server has delivered something."""
+        self._seen = True
+
+    def end(self, ending: Ending, error: Exception | None) -> None:
+        """The body has ended."""
+        if ending is Ending.DROPPED:
+            self._breaking.drop(self.circuit, self.ticket)
+        elif ending is Ending.BROKEN:
+            self.settle(Verdict.FAILURE, type(error).__name__)
+        # a reader may leave when it has what it wanted: the openai SDK does, at the end of each stream
+        elif ending is Ending.COMPLETE or (ending is Ending.CLOSED and self._seen):
+            self.settle(self._verdict, "")
+        else:
+            self.settle(Verdict.NEUTRAL, "")
