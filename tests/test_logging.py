@@ -98,8 +98,10 @@ def test_the_line_tells_what_the_layers_did(world):
     busy = Reply(status=503, headers={"retry-after": "2"})
     log(world, sink, busy, "ReadError", 200, layers=[Retry(wait_initial=1, wait_jitter=0)])
     assert sink.lines == [
-        "INFO GET api.test/items -> 200 in 4.000 s, 3 attempts: "
-        "Retry retries (status 503); Retry retries (ReadError)"
+        (
+            "INFO GET api.test/items -> 200 in 4.000 s, 3 attempts: "
+            "Retry retries (status 503); Retry retries (ReadError)"
+        )
     ]
 
 
@@ -119,9 +121,9 @@ def test_each_attempt_is_a_debug_line_when_that_is_enabled(world):
     log(world, sink, 503, Reply(delay=0.5), layers=[Retry(wait_initial=1, wait_jitter=0)])
     number = getattr(sink.records[-1], "dspex.call")
     assert sink.lines == [
-        f"DEBUG call {number}: transport answered (503) (0.000 s, at 0.000 s)",
-        f"DEBUG call {number}: Retry retries (status 503) (1.000 s, at 0.000 s)",
-        f"DEBUG call {number}: transport answered (200) (0.500 s, at 1.500 s)",
+        f"DEBUG call {number}: transport answered 503 (0.000 s, at 0.000 s)",
+        f"DEBUG call {number}: Retry retries status 503 (1.000 s, at 0.000 s)",
+        f"DEBUG call {number}: transport answered 200 (0.500 s, at 1.500 s)",
         "INFO GET api.test/items -> 200 in 1.500 s, 2 attempts: Retry retries (status 503)",
     ]
     assert {getattr(record, "dspex.call") for record in sink.records} == {number}
@@ -149,6 +151,19 @@ def test_one_call_watches_no_other(world):
     ]
 
 
+def test_an_attempt_that_is_over_is_watched_no_more(world):
+    sink = Sink(logging.DEBUG)
+    script = Script(503, 200)
+
+    async def main():
+        layers = [Retry(), Logging(logger=sink.logger)]
+        async with world.client(layers, transport=script, io=VirtualIO()) as client:
+            await client.get(URL)
+
+    world.run(main)
+    assert [record.levelname for record in sink.records] == ["DEBUG", "WARNING", "DEBUG", "INFO"]
+
+
 def test_what_is_not_enabled_is_not_logged(world):
     sink = Sink(logging.WARNING)
     log(world, sink, 200)
@@ -170,12 +185,14 @@ def test_the_default_logger_is_ours(world, caplog):
 
 def test_a_refusal_is_a_warning_and_nothing_was_sent(world):
     async def refuse(request, call_next):
-        raise BreakerOpen(f"open for {SECRET}", layer="refuse")
+        raise BreakerOpen("the circuit\nis open", layer="refuse")
 
     sink = Sink()
     got = log(world, sink, layers=[refuse])
     assert isinstance(got, BreakerOpen)
-    assert sink.lines == ["WARNING GET api.test/items -> BreakerOpen in 0.000 s, 0 attempts"]
+    assert sink.lines == [
+        "WARNING GET api.test/items -> BreakerOpen (the circuit\\nis open) in 0.000 s, 0 attempts"
+    ]
     assert getattr(sink.only, "http.request.resend_count") == 0
 
 

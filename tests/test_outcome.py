@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from email.utils import formatdate
 
 import httpx
@@ -11,15 +12,17 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dspex_pipe import BreakerOpen
+from dspex_pipe import BreakerOpen, DeadlineExceeded, RateLimited
 from dspex_pipe.family import family_of
 from dspex_pipe.outcome import (
+    Verdict,
     is_read_timeout,
     is_transient_error,
     status_error,
     surely_unsent,
     told_to_retry,
     told_wait,
+    verdict,
 )
 
 NOW = 1_750_000_000.0
@@ -49,6 +52,7 @@ def get(http, url="http://a.test/"):
         ({"retry-after": "inf"}, math.inf),
         ({"retry-after": "1e999"}, math.inf),
         ({"retry-after": "9" * 400}, math.inf),
+        ({"retry-after-ms": "0"}, None),
         ({"retry-after": "0"}, None),
         ({"retry-after": "-5"}, None),
         ({"retry-after": "-inf"}, None),
@@ -74,10 +78,20 @@ def test_a_date_counts_from_our_clock_where_the_response_has_no_usable_one(sent)
     assert told_wait(headers, NOW) == 30
 
 
+@pytest.fixture
+def _far_from_utc(monkeypatch):
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("_far_from_utc")
 @pytest.mark.parametrize("zone", ["", " -0000", " +0000", " GMT"])
-def test_a_date_without_a_zone_is_utc(zone):
+def test_a_date_without_a_zone_is_utc_wherever_we_are(zone):
     bare = date(30).removesuffix(" GMT")
-    assert told_wait({"retry-after": bare + zone, "date": date()}, 0) == 30
+    assert told_wait({"retry-after": bare + zone}, NOW) == 30
 
 
 def test_a_date_with_another_zone_is_understood():
@@ -182,3 +196,40 @@ def test_a_failed_status_becomes_the_librarys_own_exception_and_names_no_url(htt
     assert isinstance(error, http.HTTPStatusError)
     assert (error.request, error.response) == (request, response)
     assert str(error) == "the server answered 503"
+
+
+@pytest.mark.parametrize(
+    ("status", "says"),
+    [
+        (200, Verdict.SUCCESS),
+        (304, Verdict.SUCCESS),
+        (404, Verdict.SUCCESS),
+        (408, Verdict.SUCCESS),
+        (429, Verdict.NEUTRAL),
+        (499, Verdict.SUCCESS),
+        (500, Verdict.FAILURE),
+        (529, Verdict.FAILURE),
+    ],
+)
+def test_a_status_tells_the_servers_health(http, status, says):
+    assert verdict(http.Response(status), get(http)) is says
+
+
+@pytest.mark.parametrize(
+    ("outcome", "says"),
+    [
+        (httpx.ReadError("x"), Verdict.FAILURE),
+        (httpx.ConnectTimeout("x"), Verdict.FAILURE),
+        (httpx.UnsupportedProtocol("x"), Verdict.NEUTRAL),
+        (httpx2.ReadError("the other library's"), Verdict.NEUTRAL),
+        (ValueError("x"), Verdict.NEUTRAL),
+        (KeyboardInterrupt(), Verdict.NEUTRAL),
+        (RateLimited("x"), Verdict.NEUTRAL),
+        (BreakerOpen("x", sent=True), Verdict.NEUTRAL),
+        (DeadlineExceeded("x"), Verdict.NEUTRAL),
+        (DeadlineExceeded("x", sent=True), Verdict.FAILURE),
+    ],
+    ids=repr,
+)
+def test_an_exception_tells_the_servers_health_only_where_the_server_is_to_blame(outcome, says):
+    assert verdict(outcome, get(httpx)) is says

@@ -336,24 +336,20 @@ def test_test_mode_that_ends_during_a_call_leaves_its_response_whole(world):
 # Cancellation
 
 
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_a_call_that_is_cancelled_while_it_waits_ends_there(http, backend):
-    scope = anyio.CancelScope()
-    stamina.instrumentation.set_on_retry_hooks([lambda details: scope.cancel()])
     script = Script(told(after="50", chunks=[b"busy"]), 200)
 
     async def main():
-        with scope:
+        with anyio.CancelScope() as scope:
+            # a hook runs at the very moment when the wait begins
+            stamina.instrumentation.set_on_retry_hooks([lambda details: scope.cancel()])
             async with Pipeline([Retry()]).async_client(http=http, transport=script) as client:
                 await client.get(URL)
+        return scope.cancelled_caught
 
-    anyio.run(main, backend=backend)
-    assert scope.cancelled_caught
+    assert anyio.run(main, backend=backend)
     assert (len(script.requests), script.open) == (1, 0)
-
-
-@pytest.fixture(params=["asyncio", "trio"])
-def backend(request):
-    return request.param
 
 
 def test_an_interrupt_while_a_blocking_call_waits_ends_it(http):

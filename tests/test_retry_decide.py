@@ -1,10 +1,11 @@
-"""The pure part of Retry: what to do after an attempt, how long to wait, and how much load retries may add."""
+"""The pure part of Retry: what to do after an attempt, how long to wait, how much load to add."""
 
 from __future__ import annotations
 
 import gzip
 import json
 import math
+import sys
 import threading
 from email.utils import formatdate
 
@@ -28,9 +29,20 @@ RETRIED = [408, 425, 429, 500, 502, 503, 504, 529]
 QUOTA = {"error": {"code": "insufficient_quota", "type": "x", "message": "m"}}
 
 
-def call(method="GET", url=URL, *, http=httpx, options=None, deadline=None, attempt=1, timeouts=0, **request):
+def call(
+    method="GET",
+    url=URL,
+    *,
+    http=httpx,
+    options=None,
+    deadline=None,
+    attempt=1,
+    timeouts=0,
+    started=0.0,
+    **request,
+):
     record = Record(1, lambda: 0.0, deadline=deadline, options=options or {})
-    return Call(http.Request(method, url, **request), record, 0.0, attempt, timeouts)
+    return Call(http.Request(method, url, **request), record, started, attempt, timeouts)
 
 
 def completion(**kwargs):
@@ -295,6 +307,7 @@ def test_a_wait_must_end_before_the_timeout():
         spent=True,
     )
     assert isinstance(after(status(), now=10, timeout=10.2), Again)
+    assert isinstance(after(status(), call(started=9), now=10, timeout=1.2), Again)
 
 
 @pytest.mark.parametrize(
@@ -383,18 +396,30 @@ def test_a_clock_read_before_anothers_does_not_confuse_a_budget():
     assert not ledger.withdraw(98)
 
 
+@pytest.fixture
+def _impatient_threads():
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("_impatient_threads")
 def test_a_budget_is_kept_by_many_threads_at_once():
-    ledger = Ledger(Budget(ratio=0, floor=100))
+    ledger, begin = Ledger(Budget(ratio=0, floor=2000)), threading.Barrier(8)
     allowed = []
-    threads = [
-        threading.Thread(target=lambda: allowed.extend(ledger.withdraw(0) for _ in range(200)))
-        for _ in range(8)
-    ]
+
+    def ask():
+        begin.wait()
+        allowed.extend([ledger.withdraw(0) for _ in range(500)])
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sum(allowed) == 100
+    assert sum(allowed) == 2000
+    assert ledger.snapshot()["retries"] == 2000
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -407,10 +432,10 @@ class LedgerMachine(RuleBasedStateMachine):
     - when one is refused, it would have exceeded ``floor + ratio * calls``, where the retries are those of
       the whole window, and the calls those of the last 9/10 of it.
 
-    The window is 16 s and all times are eighths of a second, so that no sum is rounded.
+    The window is 20 s and all times are eighths of a second, so that nothing is rounded.
     """
 
-    WINDOW = 16.0
+    WINDOW = 20.0
 
     @initialize(
         ratio=st.sampled_from([0.0, 0.25, 0.5, 1.0]), floor=st.integers(0, 4), start=st.integers(0, 10**6)

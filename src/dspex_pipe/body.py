@@ -20,6 +20,7 @@ __all__ = [
     "discard",
     "is_buffered",
     "is_replayable",
+    "known_length",
     "tap",
 ]
 
@@ -58,10 +59,10 @@ def is_buffered(response: Response) -> bool:
 def decoded(response: Response) -> bytes | None:
     """The body of a buffered response, decompressed; ``None`` when it is a stream, spoilt, or too big.
 
-    The response keeps its raw bytes. At most 1 MiB is decompressed, a little at a time, so a small
-    body that inflates without end stays small here.
+    The response keeps its raw bytes. At most 1 MiB is decompressed, a little at a time, and only once: a
+    small body that inflates without end stays small here.
     """
-    if not is_buffered(response):
+    if not is_buffered(response) or "," in response.headers.get("content-encoding", ""):
         return None
     module = family_of(response).module
     raw = b"".join(response.stream)  # type: ignore[arg-type] # a ByteStream reads in every mode
@@ -78,19 +79,25 @@ def decoded(response: Response) -> bytes | None:
     return b"".join(parts)
 
 
+def known_length(response: Response, bound: int) -> int | None:
+    """The length of the body in bytes, if the server tells it and it is at most the bound."""
+    length = response.headers.get("content-length", "")
+    # a number of thousands of digits is more than int() reads
+    if not length.isdecimal() or len(length) > 15 or int(length) > bound:
+        return None
+    return int(length)
+
+
 async def discard(response: Response, io: IO) -> None:
     """Let go of a response that nobody will read, so that its connection is free for the next attempt.
 
     A short body of known length is read to its end, which keeps the connection alive; anything longer than
-    64 KiB, of unknown length, or slower than a second is cut off with the connection.
+    64 KiB, of unknown length, or slower than a second is cut off with the connection. In blocking mode the
+    time is checked between pieces, so that a stall lasts as long as the request's own read timeout.
     """
-    length = response.headers.get("content-length", "")
     try:
-        if length.isdecimal() and int(length) <= _DRAIN_BYTES:
-            late = io.now() + _DRAIN_SECONDS
-            async for _ in io.chunks(response):
-                if io.now() > late:
-                    break
+        if known_length(response, _DRAIN_BYTES) is not None:
+            await io.drain(response, _DRAIN_SECONDS)
     except family_of(response).TransportError:
         pass  # the body broke off; it was unwanted anyway, and the attempt has failed already
     finally:
@@ -185,9 +192,11 @@ class _Tapped:
             # httpx's own streams are async generators: left to the garbage collector, trio complains
             if hasattr(self._chunks, "aclose"):
                 await self._chunks.aclose()
-            await self._stream.aclose()
         finally:
-            self._end(Ending.CLOSED)
+            try:
+                await self._stream.aclose()
+            finally:
+                self._end(Ending.CLOSED)
 
     def _end_by(self, exc: BaseException) -> None:
         if isinstance(exc, StopIteration | StopAsyncIteration):

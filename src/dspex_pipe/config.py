@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -34,8 +34,14 @@ def optional(inner: Check) -> Check:
     return check(f"{allowed}, or None", lambda value: value is None or test(value))
 
 
+_LARGEST = sys.float_info.max
+_SMALLEST = 1e-9  # less than any clock tells apart
+
+
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return value == 0 or _SMALLEST <= abs(value) <= _LARGEST
 
 
 def seconds(*, zero: bool = False) -> Check:

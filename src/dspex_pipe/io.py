@@ -112,6 +112,13 @@ class IO:
         response.stream = family_of(response).module.ByteStream(body)
         return body
 
+    async def drain(self, response: Response, seconds: float) -> None:
+        """Read the body away, for about so many seconds at most."""
+        late = self.now() + seconds
+        async for _ in self.chunks(response):
+            if self.now() > late:
+                return
+
     def event(self) -> Event:
         """A flag that any thread may set, and one waiter of this mode may wait for."""
         raise NotImplementedError
@@ -170,6 +177,11 @@ class AsyncIO(IO):
         """Close the body, shielded: a cancelled task still gives its connection back."""
         with anyio.CancelScope(shield=True):
             await response.stream.aclose()  # type: ignore[union-attr] # an async body, in this mode
+
+    async def drain(self, response: Response, seconds: float) -> None:
+        """Read the body away; a stall ends with the time, too."""
+        with anyio.move_on_after(seconds):
+            await super().drain(response, seconds)
 
     def chunks(self, response: Response) -> AsyncIterator[bytes]:
         """The raw body."""

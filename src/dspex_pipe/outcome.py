@@ -90,10 +90,8 @@ def told_wait(headers: Mapping[str, str], wall: float) -> float | None:
         wall: Seconds since the epoch, for a response without a ``Date``.
     """
     milliseconds = _number(headers.get("retry-after-ms"))
-    if milliseconds is not None:
-        return milliseconds / 1000
     text = headers.get("retry-after")
-    wait = _number(text)
+    wait = _number(text) if milliseconds is None else milliseconds / 1000
     if wait is None and text is not None:
         until = _date(text)
         if until is not None:

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, Self, TypeAlias, get_args
 
 from attrs import frozen
 
-from .body import copy_request
+from .body import copy_request, known_length
 from .chain import Handler, Step, blame, link
 from .errors import DeadlineExceeded, LayerError, Refused
 from .events import EXTENSION, OnEvent, Record, record_of
@@ -327,9 +327,8 @@ def _is_plain(request: Request, response: Response, record: Record) -> bool:
     completion = record.completion(request)
     if completion is not None and (not completion.stream or response.status_code >= 400):
         return True
-    length = response.headers.get("content-length", "")
     is_json = kind == "application/json" or kind.endswith("+json")
-    return is_json and length.isdecimal() and int(length) <= _READ_BOUND
+    return is_json and known_length(response, _READ_BOUND) is not None
 
 
 def _check_stream(response: Response, wanted: str, request: Request) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 
 from ..config import brief, check
+from ..errors import Refused
 from ..events import Event, Record, record_of
 
 if TYPE_CHECKING:
@@ -40,7 +41,9 @@ _SECRET = frozenset(
 
 
 def _names(value: Any) -> Any:
-    return tuple(str(v).lower() for v in value) if isinstance(value, list | tuple) else value
+    if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
+        return value
+    return tuple(v.lower() for v in value)
 
 
 @frozen(kw_only=True, repr=False)
@@ -64,7 +67,11 @@ class Logging:
         converter=_names,
         validator=check(
             "a list of header names, none of them a credential",
-            lambda v: isinstance(v, tuple) and not _SECRET.intersection(v),
+            lambda v: (
+                isinstance(v, tuple)
+                and all(isinstance(name, str) for name in v)
+                and not _SECRET.intersection(v)
+            ),
         ),
     )
 
@@ -106,9 +113,11 @@ class LoggingMiddleware:
         try:
             response = await call_next(request)
         except Exception as exc:
-            # only the type: a protocol error's text may quote what the server sent
-            what = {"error.type": type(exc).__name__}
-            self._call(logging.WARNING, request, record, io.now() - started, type(exc).__name__, what)
+            # only the type: a protocol error's text may quote what the server sent; a refusal's is ours
+            name = type(exc).__name__
+            result = f"{name} ({safe(exc.reason)})" if isinstance(exc, Refused) else name
+            what = {"error.type": name}
+            self._call(logging.WARNING, request, record, io.now() - started, result, what)
             raise
         except BaseException as exc:  # cancelled, or the program is ending: nobody's failure
             what = {"error.type": type(exc).__name__}

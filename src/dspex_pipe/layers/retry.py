@@ -46,7 +46,9 @@ _STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504, 529})
 
 
 def _statuses(value: Any) -> Any:
-    return frozenset(value) if isinstance(value, set | frozenset | list | tuple | range) else value
+    if not isinstance(value, set | frozenset | list | tuple | range):
+        return value
+    return frozenset(value) if all(isinstance(status, int) for status in value) else value
 
 
 def _is_statuses(value: Any) -> bool:
@@ -84,8 +86,8 @@ class Retry:
     Retried are the statuses 408, 425, 429, 500, 502, 503, 504, 529 and transport errors, when repeating is
     safe: idempotent methods; what surely was not sent; requests with an ``Idempotency-Key``; LLM completions,
     told by their path and body. The server's ``x-should-retry``, ``retry-after-ms`` and ``retry-after`` come
-    first. When retrying ends, the last response is returned, or the last exception raised, with notes about
-    the attempts before it.
+    first. When retrying ends, the last response is returned, or the last exception raised, with those before
+    it as notes.
 
     Args:
         attempts: Calls in all, the first included; ``None`` for no limit.
@@ -125,7 +127,7 @@ class Retry:
     )
     post: Literal["auto", "always"] = field(
         default=_POST,  # pyright: ignore[reportAssignmentType] # attrs' stub widens it to str
-        validator=check('"auto" or "always"', lambda v: v in {"auto", "always"}),
+        validator=check('"auto" or "always"', lambda v: v in ("auto", "always")),
     )
     retry_after_cap: float = field(default=60.0, validator=seconds(zero=True))
     budget: Budget | None = field(
@@ -168,6 +170,7 @@ class Call:
     started: float
     attempt: int = 0
     timeouts: int = 0
+    testing: bool = False
     notes: list[str] = field(factory=list)
 
 
@@ -225,7 +228,7 @@ def decide(  # noqa: C901, PLR0911, PLR0912 - one rule after the other, each wit
 def backoff(policy: Retry, attempt: int, random: float) -> float:
     """Seconds to wait after an attempt, numbered from 1; stamina's formula."""
     try:
-        wait = policy.wait_initial * policy.wait_exp_base ** (attempt - 1)
+        wait = float(policy.wait_initial) * float(policy.wait_exp_base) ** (attempt - 1)
     except OverflowError:
         return policy.wait_max
     return min(policy.wait_max, wait + random * policy.wait_jitter)
@@ -307,6 +310,8 @@ class Retrying:
         if self.ledger is not None:
             self.ledger.deposit(now)
         call = Call(request, record_of(request), now)
+        # read once: a switch that is thrown during a call must not split it in two
+        call.testing = self._stamina.is_testing()
         outcome = await self._send(call, call_next)
         verdict = self._judge(call, outcome, io)
         if isinstance(verdict, Again):
@@ -325,7 +330,7 @@ class Retrying:
 
     def _judge(self, call: Call, outcome: Outcome, io: IO) -> Again | Enough | None:
         policy, now = self.policy, io.now()
-        if self._stamina.is_testing():  # then stamina alone counts, with the number it was given
+        if call.testing:  # then stamina alone counts, with the number it was given
             policy = evolve(policy, attempts=None)
         verdict = decide(policy, call, outcome, now=now, wall=io.wall(), random=io.random())
         if not isinstance(verdict, Again):
@@ -345,14 +350,14 @@ class Retrying:
         hook: Callable[[Exception], float] = lambda _: wait  # noqa: E731
         context = self._stamina.retry_context(on=hook, attempts=self.policy.attempts, timeout=None)
         try:
-            async for attempt in io.attempts(context):
+            async for attempt in io.attempts(context):  # pragma: no branch - stamina ends it by raising
                 if attempt.num > 1:
                     outcome = await self._send(call, call_next)
                     judged = self._judge(call, outcome, io)
                     if not isinstance(judged, Again):
                         return outcome, judged
                     failure, verdict = _as_exception(call, outcome), judged
-                await self._let_go(outcome, io)
+                await _let_go(call, outcome, io)
                 wait = await io.before_wait(verdict.wait)
                 with attempt:
                     raise failure  # noqa: TRY301 - this is how stamina is told
@@ -360,14 +365,6 @@ class Retrying:
             if exc is not failure:
                 raise
         return outcome, Enough("stamina's test mode allows no more attempts", spent=True)
-
-    async def _let_go(self, outcome: Outcome, io: IO) -> None:
-        if isinstance(outcome, Exception):
-            return
-        if self._stamina.is_testing():  # stamina may end here, and the response be handed up after all
-            await io.read(outcome)
-        else:
-            await discard(outcome, io)
 
     def _hand_up(self, call: Call, outcome: Outcome, verdict: Enough | None) -> Response:
         call.record.spent = verdict is not None and verdict.spent
@@ -385,3 +382,13 @@ class Retrying:
 def _as_exception(call: Call, outcome: Outcome) -> Exception:
     """What stamina and its hooks see as the cause."""
     return outcome if isinstance(outcome, Exception) else status_error(outcome, call.request)
+
+
+async def _let_go(call: Call, outcome: Outcome, io: IO) -> None:
+    """Give the connection of a failed response back before the wait."""
+    if isinstance(outcome, Exception):
+        return
+    if call.testing:  # stamina may end here, and the response be handed up after all
+        await io.read(outcome)
+    else:
+        await discard(outcome, io)
