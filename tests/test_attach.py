@@ -78,7 +78,9 @@ def pool_of(http_client, layers=0):
 
 
 def settings(pool):
-    plain = {name: value for name, value in vars(pool).items() if isinstance(value, bool | int | float | list)}
+    plain = {
+        name: value for name, value in vars(pool).items() if isinstance(value, bool | int | float | list)
+    }
     return {name: value for name, value in plain.items() if name not in {"_connections", "_requests"}}
 
 
@@ -321,7 +323,9 @@ def test_a_bad_list_is_an_error_when_attaching():
 HEAVY = ["openai", "anthropic", "httpx2", "hishel", "redis", "stamina", "pyrate_limiter"]
 
 
-@pytest.mark.parametrize("code", ["", "attach(type('X', (), {'_client': httpx.Client(), 'with_options': dict})(), [])"])
+@pytest.mark.parametrize(
+    "code", ["", "attach(type('X', (), {'_client': httpx.Client(), 'with_options': dict})(), [])"]
+)
 def test_no_sdk_and_nothing_heavy_is_imported(code):
     script = f"""
 import sys, httpx

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import ssl
 import threading
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
@@ -337,9 +336,9 @@ def test_an_argument_that_httpx_would_ignore_next_to_transport_is_an_error(block
 
 
 def test_all_ignored_arguments_are_named_at_once():
-    with pytest.raises(TypeError, match="^verify, http2, proxy would be silently ignored"):
+    with pytest.raises(TypeError, match=r"^verify, http2, proxy would be silently ignored"):
         build_client([], transport=Script(), proxy="http://proxy.test", verify=True, http2=False)
-    with pytest.raises(TypeError, match="^trust_env would be silently ignored"):
+    with pytest.raises(TypeError, match=r"^trust_env would be silently ignored"):
         Pipeline().client(transport=Script(), trust_env=True)
 
 
@@ -487,7 +486,10 @@ def test_the_state_of_a_pipeline_outlives_its_clients(world):
     async def main():
         for client in (
             make(world, pipeline),
-            Face((pipeline.client if world.blocking else pipeline.async_client)(http=world.http), world.blocking),
+            Face(
+                (pipeline.client if world.blocking else pipeline.async_client)(http=world.http),
+                world.blocking,
+            ),
         ):
             await client.close()
         assert layer.closes == 0

@@ -139,6 +139,11 @@ def test_respond_makes_a_whole_response_of_the_requests_library(http):
     assert response.headers["content-length"] == "9"
 
 
+def test_respond_has_one_length_whatever_the_headers_say(http):
+    response = respond(http.Request("GET", URL), 200, headers={"Content-Length": "3"}, content=b"abc")
+    assert response.headers.get_list("content-length") == ["3"]
+
+
 def test_respond_can_be_read_in_every_mode(world):
     async def answer(request, call_next):
         return respond(request, 203, content=b"mine")

@@ -41,10 +41,10 @@ blocking = pytest.mark.parametrize(
 
 
 class Rig:
-    """An SDK over the provider, through layers; every call is blocking, for all four SDK clients.
+    """An SDK over the provider, through layers; its calls are made one by one, for all four SDK clients.
 
-    ``attached`` leads the SDK's own client through the layers; else the SDK is given a client of ours, keeps its
-    own two retries, and time is virtual.
+    ``attached`` leads the SDK's own client through the layers; else the SDK is given a client of ours,
+    keeps its own two retries, and time is virtual.
     """
 
     def __init__(self, kind, provider, layers, *, attached=False, **kwargs):
@@ -127,7 +127,9 @@ def attached(request):
 @pytest.mark.parametrize(
     ("model", "upstream"), [("ok", 1), ("503x2", 3), ("429x1", 2), ("dropx1", 2), ("truncatex1", 2)]
 )
-def test_passing_faults_are_retried_and_the_sdk_sees_success(kind, model, upstream, attached, provider, caplog):
+def test_passing_faults_are_retried_and_the_sdk_sees_success(
+    kind, model, upstream, attached, provider, caplog
+):
     provider.retry_after_ms = 1
     caplog.set_level(logging.INFO, "dspex_pipe")
     with Rig(kind, provider, [Logging(), RETRY], attached=attached) as rig:
@@ -307,12 +309,11 @@ def test_header_options_pass_through_a_thread_pool_where_a_with_block_does_not(k
         left.append(record_of(request).remaining())
         return await call_next(request)
 
-    with Rig(kind, provider, [look]) as rig, ThreadPoolExecutor(4) as pool:
-        with options(deadline=30):
-            headers = {"x-dspex-deadline": "20"}
-            asked = [pool.submit(rig.text, extra_headers=headers) for _ in range(8)]
-            assert {future.result() for future in asked} == {TEXT}
-            assert pool.submit(rig.text).result() == TEXT
+    headers = {"x-dspex-deadline": "20"}
+    with Rig(kind, provider, [look]) as rig, ThreadPoolExecutor(4) as pool, options(deadline=30):
+        asked = [pool.submit(rig.text, extra_headers=headers) for _ in range(8)]
+        assert {future.result() for future in asked} == {TEXT}
+        assert pool.submit(rig.text).result() == TEXT
     assert left == [*[pytest.approx(20)] * 8, None]
     assert not [name for seen in provider.seen for name in seen.headers if "dspex" in name]
 
@@ -340,7 +341,7 @@ def test_an_unknown_option_is_told_through_the_sdk_and_nothing_is_sent(kind, pro
     assert provider.calls == 0
 
 
-# explain()
+# The trace, found again
 
 
 @kinds

@@ -39,15 +39,13 @@ _SMALLEST = 1e-9  # less than any clock tells apart
 
 
 def _number(value: Any) -> bool:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    return value == 0 or _SMALLEST <= abs(value) <= _LARGEST
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 def seconds(*, zero: bool = False) -> Check:
     """A finite number of seconds, above zero, or from zero on."""
     allowed = "a number of seconds, 0 or more" if zero else "a positive number of seconds"
-    return check(allowed, lambda v: _number(v) and (v > 0 or (zero and v == 0)))
+    return check(allowed, lambda v: _number(v) and v >= (0 if zero else _SMALLEST))
 
 
 def fraction() -> Check:
