@@ -12,6 +12,7 @@ from dspex_pipe import testing
 
 def test_the_front_door_holds_exactly_these_names():
     assert sorted(dspex_pipe.__all__) == [
+        "Advice",
         "Breaker",
         "BreakerOpen",
         "Budget",
@@ -23,6 +24,7 @@ def test_the_front_door_holds_exactly_these_names():
         "LayerError",
         "Logging",
         "Middleware",
+        "OrderWarning",
         "Overloaded",
         "Pipeline",
         "RateLimited",

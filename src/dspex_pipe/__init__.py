@@ -4,6 +4,7 @@
 ``attach(OpenAI(), layers=[Retry()])`` does the same for a provider's SDK.
 """
 
+from .advice import Advice, OrderWarning
 from .chain import Handler, Middleware
 from .client import attach, build_async_client, build_client
 from .errors import (
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "IO",
+    "Advice",
     "Breaker",
     "BreakerOpen",
     "Budget",
@@ -39,6 +41,7 @@ __all__ = [
     "LayerError",
     "Logging",
     "Middleware",
+    "OrderWarning",
     "Overloaded",
     "Pipeline",
     "RateLimited",

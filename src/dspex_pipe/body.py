@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .family import Request, Response, family_of
+from .family import Request, Response, content_of, family_of, respond
 
 if TYPE_CHECKING:
     from .io import IO
@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 __all__ = [
     "Ending",
     "Tap",
+    "content_of",
     "copy_request",
     "decoded",
     "discard",
     "is_buffered",
     "is_replayable",
     "known_length",
+    "respond",
     "tap",
 ]
 

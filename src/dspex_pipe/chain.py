@@ -14,7 +14,7 @@ from .events import EXTENSION, Record, record_of
 from .family import Request, Response, family_of
 from .io import IO
 
-__all__ = ["Handler", "Middleware", "Step", "blame", "link"]
+__all__ = ["Handler", "Middleware", "Step", "blame", "check_client", "link"]
 
 Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
 """What a layer calls on: the rest of the stack."""
@@ -23,7 +23,8 @@ Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
 class Middleware(Protocol):
     """A running layer: it owns the state, and serves all calls of all clients of its pipeline at once.
 
-    It may also have ``snapshot() -> dict`` (JSON-safe), and ``close()`` or ``async aclose()``.
+    It may also have ``snapshot() -> dict`` (JSON-safe), ``close()`` or ``async aclose()``, and
+    ``check_client(*, blocking)``, which raises TypeError for a client that it cannot serve.
     """
 
     async def __call__(self, request: Request, call_next: Handler, io: IO) -> Response:
@@ -83,6 +84,18 @@ def link(steps: Sequence[Step], terminal: Handler, io: IO) -> Handler:
     for step in reversed(steps):
         handler = Link(step, handler, io)
     return handler
+
+
+def check_client(steps: Sequence[Step], *, blocking: bool) -> None:
+    """Ask every layer whether it can serve a client of this mode.
+
+    Raises:
+        TypeError: One of them cannot.
+    """
+    for step in steps:
+        check: Any = getattr(step.middleware, "check_client", None)
+        if check is not None:
+            check(blocking=blocking)
 
 
 def blame(frames: Iterable[tuple[FrameType, int]]) -> str:

@@ -7,7 +7,7 @@ So whatever we make for a call, we make from the family of the request at hand.
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
@@ -34,6 +34,8 @@ Request: TypeAlias = "httpx.Request"
 """A request; of httpx, or the class of the same shape of httpx2."""
 Response: TypeAlias = "httpx.Response"
 """A response; of httpx, or the class of the same shape of httpx2."""
+
+HeaderPairs: TypeAlias = Mapping[str, str] | Iterable[tuple[str, str]]
 
 _NAMES = ("httpx", "httpx2")
 
@@ -85,7 +87,7 @@ class Family:
         self,
         status: int,
         *,
-        headers: Mapping[str, str] | None = None,
+        headers: HeaderPairs | None = None,
         content: bytes = b"",
         extensions: Mapping[str, Any] | None = None,
     ) -> Response:
@@ -96,7 +98,7 @@ class Family:
         """
         response: Response = self.module.Response(
             status,
-            headers={**(headers or {}), "content-length": str(len(content))},
+            headers=[*_pairs(headers), ("content-length", str(len(content)))],
             stream=self.module.ByteStream(content),
             extensions=extensions,
         )
@@ -217,15 +219,22 @@ def respond(
     request: Request,
     status: int,
     *,
-    headers: Mapping[str, str] | None = None,
+    headers: HeaderPairs | None = None,
     content: bytes = b"",
+    extensions: Mapping[str, Any] | None = None,
 ) -> Response:
     """A complete response for a request, of its own library: how a layer answers without asking on.
 
     Args:
         request: The request to answer.
         status: The HTTP status.
-        headers: The response's headers.
-        content: The body, whole; it can be read in every mode.
+        headers: The response's headers: a mapping, or pairs of name and value. The length is added.
+        content: The body, whole and as on the wire; it can be read in every mode.
+        extensions: The response's extensions, ``http_version`` for one.
     """
-    return family_of(request).respond(status, headers=headers, content=content)
+    return family_of(request).respond(status, headers=headers, content=content, extensions=extensions)
+
+
+def _pairs(headers: HeaderPairs | None) -> list[tuple[str, str]]:
+    pairs = headers.items() if isinstance(headers, Mapping) else headers or ()
+    return [(name, value) for name, value in pairs if name.lower() != "content-length"]

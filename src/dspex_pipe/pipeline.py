@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import sys
+import warnings
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, TypeVar, overload
 
-from .chain import Handler, Middleware, Step, link
+from .advice import Advice, OrderWarning, advise
+from .chain import Handler, Middleware, Step, check_client, link
 from .events import OnEvent, record_of
 from .family import HttpModule, Request, Response
 from .io import ASYNC, BLOCKING, IO
@@ -76,6 +79,9 @@ class Pipeline:
                 known.update(getattr(layer, "options", {}))
         self.known_options: Mapping[str, Converter] = known
         self.names: frozenset[str] = frozenset(names)
+        for remark in self.advice():
+            if remark.code.startswith("W"):
+                warnings.warn(str(remark), OrderWarning, stacklevel=_frames_of_ours())
 
     def __repr__(self) -> str:
         return f"Pipeline([{', '.join(_repr(layer) for layer in self.layers)}])"
@@ -113,6 +119,24 @@ class Pipeline:
                 yield step.middleware
             elif isinstance(layer, Pipeline):
                 yield from layer._find(kind)
+
+    def advice(self) -> list[Advice]:
+        """What there is to say about the order of these layers, nested ones included; ``print`` an item.
+
+        What is surely wrong is also an `OrderWarning` when the pipeline is built.
+        """
+        return advise(list(self._flat_names()))
+
+    def check_client(self, *, blocking: bool) -> None:
+        """Ask every layer whether it can serve a client of this mode."""
+        check_client(self.steps, blocking=blocking)
+
+    def _flat_names(self) -> Iterator[str]:
+        for layer, step in zip(self.layers, self.steps, strict=True):
+            if isinstance(layer, Pipeline):
+                yield from layer._flat_names()
+            else:
+                yield step.name
 
     def snapshot(self) -> dict[str, Any]:
         """What the layers say of their state now; safe for JSON."""
@@ -266,6 +290,14 @@ class Pipeline:
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+
+def _frames_of_ours() -> int:
+    """How far up the stack a warning must point, to show the user's own line."""
+    level, frame = 2, sys._getframe(2)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(__package__):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _step(layer: Any) -> Step:

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, Self, TypeAlias, get_args
 from attrs import frozen
 
 from .body import copy_request, known_length
-from .chain import Handler, Step, blame, link
+from .chain import Handler, Step, blame, check_client, link
 from .errors import DeadlineExceeded, LayerError, Refused
 from .events import EXTENSION, OnEvent, Record, record_of
 from .family import Family, Request, Response, family_of
@@ -108,6 +108,7 @@ class _Edge:
         self._owns_inner = owns_inner
         self._owns_stack = owns_stack
         self._handler: Handler = link(stack.steps, self._terminal, io)
+        check_client(stack.steps, blocking=isinstance(self, Transport))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._stack!r}, {self.inner!r})"
