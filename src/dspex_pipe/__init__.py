@@ -20,11 +20,14 @@ from .events import Event, Record, Trace, explain, record_of, refusal_of
 from .family import Request, Response, respond
 from .io import IO
 from .layers.breaker import Breaker
+from .layers.cache import Cache
 from .layers.logging import Logging
 from .layers.retry import Budget, Retry
 from .options import options
 from .outcome import Verdict
 from .pipeline import Layer, Pipeline
+from .stores.disk import DiskStore
+from .stores.memory import MemoryStore
 
 __version__ = "0.1.0"
 
@@ -34,12 +37,15 @@ __all__ = [
     "Breaker",
     "BreakerOpen",
     "Budget",
+    "Cache",
     "DeadlineExceeded",
+    "DiskStore",
     "Event",
     "Handler",
     "Layer",
     "LayerError",
     "Logging",
+    "MemoryStore",
     "Middleware",
     "OrderWarning",
     "Overloaded",

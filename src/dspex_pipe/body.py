@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .family import Request, Response, content_of, family_of, respond
+from .family import BodySource, Request, Response, content_of, family_of, respond
 
 if TYPE_CHECKING:
     from .io import IO
@@ -22,6 +22,7 @@ __all__ = [
     "is_buffered",
     "is_replayable",
     "known_length",
+    "put_stream",
     "respond",
     "tap",
 ]
@@ -136,6 +137,11 @@ class Tap(Protocol):
         ...
 
 
+def put_stream(response: Response, source: BodySource) -> None:
+    """Put another body in the place of a response's."""
+    response.stream = family_of(response).Body(source)
+
+
 def tap(response: Response, observer: Tap) -> None:
     """Let an observer watch the body of a response, however it will be read.
 
@@ -145,7 +151,7 @@ def tap(response: Response, observer: Tap) -> None:
         observer.feed(b"".join(response.stream))  # type: ignore[arg-type] # a ByteStream reads in every mode
         observer.end(Ending.COMPLETE, None)
         return
-    response.stream = family_of(response).Body(_Tapped(response.stream, observer))
+    put_stream(response, _Tapped(response.stream, observer))
 
 
 class _Tapped:

@@ -67,6 +67,6 @@ def brief(self: Any) -> str:
     shown = [
         f"{a.name}={getattr(self, a.name)!r}"
         for a in attrs.fields(type(self))
-        if getattr(self, a.name) != getattr(plain, a.name)
+        if a.repr and getattr(self, a.name) != getattr(plain, a.name)
     ]
     return f"{type(self).__name__}({', '.join(shown)})"

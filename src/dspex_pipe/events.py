@@ -134,6 +134,10 @@ def record_of(request: Request) -> Record:
     return record
 
 
+# Where SDKs keep the response: their errors, raw responses, and streaming helpers.
+_SDK_NAMES = ("response", "http_response", "_response", "_raw_stream")
+
+
 def _records(thing: object) -> Iterable[Record]:
     """The records behind a response or an exception, an SDK's included, outermost first."""
     seen: set[int] = set()
@@ -151,8 +155,7 @@ def _records(thing: object) -> Iterable[Record]:
             yield record
         if isinstance(item, BaseException):
             queue.extend((item.__cause__, item.__context__))
-        # An SDK's error keeps the response in .response, its raw response in .http_response.
-        queue.extend(getattr(item, name, None) for name in ("response", "http_response") if _has(item, name))
+        queue.extend(getattr(item, name, None) for name in _SDK_NAMES if _has(item, name))
 
 
 def _has(item: object, name: str) -> bool:

@@ -98,7 +98,7 @@ class Family:
         """
         response: Response = self.module.Response(
             status,
-            headers=[*_pairs(headers), ("content-length", str(len(content)))],
+            headers=_with_length(headers, content),
             stream=self.module.ByteStream(content),
             extensions=extensions,
         )
@@ -235,6 +235,10 @@ def respond(
     return family_of(request).respond(status, headers=headers, content=content, extensions=extensions)
 
 
-def _pairs(headers: HeaderPairs | None) -> list[tuple[str, str]]:
-    pairs = headers.items() if isinstance(headers, Mapping) else headers or ()
-    return [(name, value) for name, value in pairs if name.lower() != "content-length"]
+def _with_length(headers: HeaderPairs | None, content: bytes) -> list[tuple[str, str]]:
+    """The headers, with the length of the content; an answer to HEAD has no content, and tells a length."""
+    pairs = list(headers.items() if isinstance(headers, Mapping) else headers or ())
+    if not content and any(name.lower() == "content-length" for name, _ in pairs):
+        return pairs
+    kept = [(name, value) for name, value in pairs if name.lower() != "content-length"]
+    return [*kept, ("content-length", str(len(content)))]

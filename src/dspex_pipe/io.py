@@ -20,7 +20,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
-from .errors import Suspended
+from .errors import DeadlineExceeded, Suspended
 from .family import Response, family_of
 
 if TYPE_CHECKING:
@@ -87,7 +87,9 @@ class IO:
         """The raw body, piece by piece, as the wire has it (maybe compressed)."""
         raise NotImplementedError
 
-    async def read(self, response: Response, limit: int | None = None) -> bytes | None:
+    async def read(
+        self, response: Response, limit: int | None = None, *, until: float | None = None
+    ) -> bytes | None:
         """Read the raw body into memory and give the connection back.
 
         The response stays whole: what was read takes the place of its stream.
@@ -95,8 +97,10 @@ class IO:
         Args:
             response: The response to read.
             limit: Bytes to read at most; over that the body is closed, lost, and the answer is ``None``.
+            until: When to give up, on the clock of `now`; looked at after each piece.
 
         Raises:
+            DeadlineExceeded: That time has come; the body is closed then.
             TransportError: Of the response's family, when the body breaks off; it is closed then.
         """
         parts, size = [], 0
@@ -105,6 +109,10 @@ class IO:
                 size += len(chunk)
                 if limit is not None and size > limit:
                     return None
+                if until is not None and self.now() >= until:
+                    raise DeadlineExceeded(
+                        "the deadline passed while the answer came in", layer="transport", sent=True
+                    )
                 parts.append(chunk)
         finally:
             await self.close(response)
@@ -247,7 +255,14 @@ BLOCKING = BlockingIO()
 ASYNC = AsyncIO()
 
 
-def drive(coroutine: Coroutine[Any, Any, T], blame: Callable[[Iterable[tuple[FrameType, int]]], str]) -> T:
+def _blame_nobody(_: Iterable[tuple[FrameType, int]]) -> str:
+    return "a coroutine"
+
+
+def drive(
+    coroutine: Coroutine[Any, Any, T],
+    blame: Callable[[Iterable[tuple[FrameType, int]]], str] = _blame_nobody,
+) -> T:
     """Run a coroutine that never suspends, inline; works inside a running event loop, too.
 
     Args:

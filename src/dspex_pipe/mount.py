@@ -77,10 +77,12 @@ def mount(
         theirs: Transports that the user passed in, and closes; ``None`` for all.
         owns_stack: Whether closing the client closes the stack's state.
     """
+    owners = iter([owns_stack])  # one transport of the client closes the stack: its main one, wrapped first
 
     def wrap(inner: Any) -> Transport | AsyncTransport:
         owns_inner = theirs is not None and not any(inner is other for other in theirs)
-        return kind(stack, inner, io=io, refusals=refusals, owns_inner=owns_inner, owns_stack=owns_stack)
+        owns = next(owners, False)
+        return kind(stack, inner, io=io, refusals=refusals, owns_inner=owns_inner, owns_stack=owns)
 
     wrap_transports(client, wrap)
 

@@ -53,6 +53,8 @@ class options(Mapping[str, Any]):  # noqa: N801 - reads as a function: extension
         retry: bool | None = None,
         **others: Any,
     ) -> None:
+        # an iterator would be used up by the first of several calls
+        skip = tuple(skip) if isinstance(skip, Iterator) else skip
         given = {"deadline": deadline, "skip": skip, "retry": retry, **others}
         self._values = {name: value for name, value in given.items() if value is not None}
 
@@ -103,7 +105,7 @@ def check(given: Mapping[str, Any], known: Mapping[str, Converter]) -> dict[str,
             raise TypeError(f"unknown option {name!r}: this pipeline takes {', '.join(sorted(known))}")
         try:
             checked[name] = convert(value)
-        except (TypeError, ValueError) as exc:
+        except (TypeError, ValueError, OverflowError) as exc:
             raise ValueError(f"option {name}={value!r}: {exc}") from None
     return checked
 

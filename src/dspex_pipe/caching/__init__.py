@@ -1,0 +1,1 @@
+"""What may be kept of an answer, for how long, and under which key."""

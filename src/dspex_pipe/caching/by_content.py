@@ -1,0 +1,103 @@
+"""Caching by content: one key, one answer, fresh for a fixed time or for ever."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+from ..body import decoded
+from .content import is_worth_keeping
+from .exchange import Exchange, Failed
+from .flight import Flight, Flights, Landed
+from .storage import Saved, Storage
+
+if TYPE_CHECKING:
+    from ..family import Response
+
+__all__ = ["ByContent"]
+
+# None: the answer cannot be shared, and whoever waits must ask for one
+Shared = Saved | Failed | None
+
+
+class ByContent:
+    """Answers questions whose key says all.
+
+    Args:
+        storage: Where answers are kept.
+        ttl: Seconds that an answer is fresh; ``None`` for ever.
+    """
+
+    def __init__(self, storage: Storage, ttl: float | None) -> None:
+        self._storage = storage
+        self._ttl = ttl
+        self.flights: Flights[Shared] = Flights()
+
+    async def answer(self, call: Exchange) -> Response:
+        """Answer a call from what is kept, or ask, once for all who ask the same meanwhile."""
+        if not call.reads:
+            return await self._ask(call, None)
+        if (saved := await self._fresh(call)) is not None:
+            return call.answer(saved, "hit")
+        if call.mode == "only_if_cached":
+            return call.refuse()
+        lead = await self.flights.join(call.key, call.io, call.patience)
+        if lead is None:
+            return await self._ask(call, None)
+        if isinstance(lead, Landed):
+            return await self._share(call, lead.result)
+        try:
+            # between our miss and our lead, another's call may have come to its end
+            if (saved := await self._fresh(call)) is not None:
+                lead.land(saved)
+                return call.answer(saved, "hit")
+            return await self._ask(call, lead)
+        finally:
+            lead.leave()
+
+    async def _fresh(self, call: Exchange) -> Saved | None:
+        for kept in await self._storage.load(call.key, call.io):
+            if self._ttl is None or 0 <= call.io.wall() - kept.saved.stored_at < self._ttl:
+                return kept.saved
+        return None
+
+    async def _share(self, call: Exchange, result: Shared) -> Response:
+        if isinstance(result, Failed):
+            call.emit("shared", f"the error of the call under way, {type(result.error).__name__}")
+            raise copy.copy(result.error)  # raised by many, one object would grow its traceback
+        return await self._ask(call, None) if result is None else call.answer(result, "shared")
+
+    async def _ask(self, call: Exchange, lead: Flight[Shared] | None) -> Response:
+        """Ask the server, keep what is worth keeping, and share it with those who wait."""
+        try:
+            response = await call.call_next(call.request)
+            body = await call.whole(response)
+        except Exception as exc:
+            if lead is not None:
+                lead.land(Failed(exc))
+            raise
+        shared: Shared = None
+        if body is not None:
+            shared = Saved.of(response, body, call.io.wall())
+            await self._keep(call, response, shared)
+        elif call.writes and "text/event-stream" not in response.headers.get("content-type", ""):
+
+            async def commit(late: bytes) -> None:
+                await self._keep(call, response, Saved.of(response, late, call.io.wall()))
+
+            call.record_body(response, commit)
+        if lead is not None:
+            lead.land(shared)
+        return call.missed(response)
+
+    async def _keep(self, call: Exchange, response: Response, saved: Saved) -> None:
+        """Keep an answer, if it is a complete 200 that carries one."""
+        length = response.headers.get("content-length")
+        if (
+            call.writes
+            and saved.status == 200
+            and (length is None or length == str(len(saved.body)))
+            and is_worth_keeping(decoded(response))
+            and await self._storage.save(call.key, saved, call.io, asked={}, ttl=self._ttl, old=None)
+        ):
+            call.emit("keeps")

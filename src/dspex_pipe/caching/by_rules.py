@@ -1,0 +1,184 @@
+"""Caching by HTTP's own rules: RFC 9111, through `HttpRules`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..body import copy_request
+from .exchange import Exchange, Failed
+from .flight import Flight, Flights, Landed
+from .http import Fresh, HttpRules, Missing, Pass, Refresh, Stale, Store
+from .storage import Kept, Saved, Storage
+
+if TYPE_CHECKING:
+    from ..family import Request, Response
+
+__all__ = ["ByRules"]
+
+# What a leader shares: its error, or that whoever waits should look again, and ask if that finds nothing.
+Shared = Failed | None
+
+
+class ByRules:
+    """Answers GET and HEAD as their headers allow.
+
+    Args:
+        storage: Where answers are kept.
+        shared: Whether this is a shared cache.
+        key: Gives the key of a method and URL for whoever sends a request.
+        disguise: Gives the headers of a request, with each credential as a digest: they are kept with an answer
+            that varies with them.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        shared: bool,
+        key: Callable[[Request, str, str], str],
+        disguise: Callable[[Request], Mapping[str, str]],
+    ) -> None:
+        import hishel  # noqa: PLC0415 - takes its time, so only a pipeline that caches pays for it
+
+        self._hishel = hishel
+        self._storage = storage
+        self._rules = HttpRules(shared=shared)
+        self._key = key
+        self._disguise = disguise
+        self.flights: Flights[Shared] = Flights()
+
+    async def answer(self, call: Exchange) -> Response:
+        """Answer a call from what is kept, or ask, once for all who ask the same meanwhile."""
+        asked = self._hishel.Request(
+            call.request.method, call.key, self._hishel.Headers(dict(self._disguise(call.request)))
+        )
+        if not call.reads:
+            return await self._ask(call, self._rules.look_up(asked, [], call.io.wall()), [], None)
+        found, kept = await self._look_up(call, asked)
+        if isinstance(found, Fresh):
+            return self._hit(call, found, kept, "hit")
+        if call.mode == "only_if_cached" or (isinstance(found, Missing) and found.only_if_cached):
+            return call.refuse()
+        if isinstance(found, Missing) and found.bypass:
+            call.emit("passes by", found.reason)
+            return await call.call_next(call.request)
+        lead = await self.flights.join(call.key, call.io, call.patience)
+        if isinstance(lead, Landed) and isinstance(lead.result, Failed):
+            call.emit("shared", f"the error of the call under way, {type(lead.result.error).__name__}")
+            raise copy.copy(lead.result.error)  # raised by many, one object would grow its traceback
+        # whoever led before us may have kept what we look for
+        found, kept = await self._look_up(call, asked)
+        if not isinstance(lead, Flight):
+            if isinstance(found, Fresh):
+                return self._hit(call, found, kept, "shared")
+            return await self._ask(call, found, kept, None)
+        try:
+            if isinstance(found, Fresh):
+                return self._hit(call, found, kept, "hit")
+            return await self._ask(call, found, kept, lead)
+        except Exception as exc:
+            lead.land(Failed(exc))
+            raise
+        finally:
+            lead.leave()
+
+    async def forget(self, call: Exchange, response: Response) -> None:
+        """Remove what an unsafe request has made untrue (§4.4)."""
+        request = call.request
+        urls = self._rules.invalidated_by(
+            request.method, str(request.url), response.status_code, response.headers
+        )
+        for url in urls:
+            for method in ("GET", "HEAD"):
+                kept = await self._storage.load(self._key(request, method, url), call.io)
+                await self._storage.remove(kept, call.io)
+
+    async def _look_up(self, call: Exchange, asked: Any) -> tuple[Fresh | Stale | Missing, list[Kept]]:
+        kept = await self._storage.load(call.key, call.io)
+        return self._rules.look_up(asked, [one.entry for one in kept], call.io.wall()), kept
+
+    def _hit(self, call: Exchange, found: Fresh | Refresh, kept: list[Kept], how: str) -> Response:
+        saved = _of(kept, found.entry.id).saved
+        return call.answer(saved, how, _shown(found.headers))
+
+    async def _ask(
+        self, call: Exchange, found: Fresh | Stale | Missing, kept: list[Kept], lead: Flight[Shared] | None
+    ) -> Response:
+        """Ask the server, with the conditions of what is kept, and learn from its answer."""
+        assert not isinstance(found, Fresh)
+        request = call.request
+        if isinstance(found, Stale):
+            request = copy_request(request)
+            request.headers.update(found.conditions)
+        response = await call.call_next(request)
+        answer = self._hishel.Response(response.status_code, _headers(self._hishel, response))
+        learned = self._rules.learn(found, answer, call.io.wall())
+        if isinstance(learned, Missing):  # a 304 about something that we do not have
+            await self._storage.remove([_of(kept, id_) for id_ in learned.remove], call.io)
+            await call.io.close(response)
+            return await self._ask(call, learned, kept, lead)
+        if isinstance(learned, Refresh):
+            return await self._refresh(call, learned, kept, response, lead)
+        await self._storage.remove([_of(kept, id_) for id_ in learned.remove], call.io)
+        if isinstance(learned, Store) and call.writes:
+            await self._keep(call, found, learned, response)
+        elif isinstance(learned, Pass):
+            call.emit("passes by", learned.reason)
+        if lead is not None:
+            lead.land(None)
+        return call.missed(response)
+
+    async def _refresh(
+        self, call: Exchange, learned: Refresh, kept: list[Kept], response: Response, lead: Any
+    ) -> Response:
+        await call.io.close(response)
+        if call.writes:
+            if learned.update is not None:
+                await self._storage.refresh(_of(kept, learned.entry.id), learned.update, call.io)
+            await self._storage.remove([_of(kept, id_) for id_ in learned.remove], call.io)
+        if lead is not None:
+            lead.land(None)
+        return self._hit(call, learned, kept, "revalidated")
+
+    async def _keep(self, call: Exchange, found: Stale | Missing, learned: Store, response: Response) -> None:
+        """Keep an answer now, or when it has been read, if its length is not known."""
+        headers = learned.response.headers
+        varies = [name.strip().lower() for name in headers.get("vary", "").split(",")]
+        asked = {name: value for name, value in found.request.headers.items() if name in varies}
+
+        async def commit(body: bytes) -> None:
+            length = response.headers.get("content-length")
+            if length is not None and length != str(len(body)) and call.request.method != "HEAD":
+                return
+            whole = Saved.of(response, body, call.io.wall())
+            saved = Saved(whole.status, _pairs(headers), body, whole.stored_at, whole.extensions)
+            if await self._storage.save(call.key, saved, call.io, asked=asked, ttl=None, old=()):
+                call.emit("keeps")
+
+        body = await call.whole(response)
+        if body is None:
+            call.record_body(response, commit)
+        else:
+            await commit(body)
+
+
+def _of(kept: list[Kept], id_: Any) -> Kept:
+    return next(one for one in kept if one.entry.id == id_)
+
+
+def _headers(hishel: Any, response: Response) -> Any:
+    headers: dict[str, list[str]] = {}
+    for name, value in response.headers.multi_items():
+        headers.setdefault(name.lower(), []).append(value)
+    return hishel.Headers(headers)
+
+
+def _pairs(headers: Any) -> tuple[tuple[str, str], ...]:
+    return tuple((name, value) for name in headers for value in headers.get_list(name))
+
+
+def _shown(headers: Any) -> list[tuple[str, str]]:
+    """Without what only we want to know."""
+    return [(name, value) for name, value in _pairs(headers) if not name.startswith("x-dspex-")]

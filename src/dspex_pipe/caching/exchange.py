@@ -1,0 +1,118 @@
+"""One call under the cache's eyes: what both ways of caching do with requests and responses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterable
+from typing import TYPE_CHECKING, Any
+
+from attrs import define, frozen
+
+from ..body import is_buffered, known_length, put_stream, respond
+from .recording import Recording
+
+if TYPE_CHECKING:
+    from ..chain import Handler
+    from ..events import Record
+    from ..family import Request, Response
+    from ..io import IO
+    from .storage import Saved
+
+__all__ = ["KEEP_BOUND", "MODES", "READING", "WRITING", "Exchange", "Failed", "Tally"]
+
+MODES = ("on", "off", "read_only", "write_only", "refresh", "only_if_cached")
+READING = frozenset({"on", "read_only", "only_if_cached"})
+WRITING = frozenset({"on", "write_only", "refresh"})
+
+KEEP_BOUND = 8 << 20
+"""Bytes of a body at most, to be kept."""
+
+
+@frozen
+class Failed:
+    """What a leader shares when its call failed."""
+
+    error: Exception
+
+
+@define
+class Tally:
+    """Hits and misses; a count lost under contention is no harm."""
+
+    hits: int = 0
+    misses: int = 0
+
+
+@define
+class Exchange:
+    """A call, from the cache's side.
+
+    Args:
+        request: The request.
+        call_next: The rest of the stack.
+        io: The mode.
+        record: The call's record.
+        mode: One of `MODES`.
+        key: The key.
+        tally: Where hits and misses are counted.
+        max_wait: Seconds to wait for another's answer.
+    """
+
+    request: Request
+    call_next: Handler
+    io: IO
+    record: Record
+    mode: str
+    key: str
+    tally: Tally
+    max_wait: float
+
+    @property
+    def reads(self) -> bool:
+        """Whether a kept answer will do."""
+        return self.mode in READING
+
+    @property
+    def writes(self) -> bool:
+        """Whether the answer is kept."""
+        return self.mode in WRITING
+
+    @property
+    def patience(self) -> float:
+        """Seconds to wait for another's answer: no longer than the deadline leaves."""
+        left = self.record.remaining()
+        return self.max_wait if left is None else max(0.0, min(self.max_wait, left))
+
+    def emit(self, decision: str, reason: str = "", seconds: float = 0.0) -> None:
+        """Tell what the cache did."""
+        self.record.emit("Cache", decision, reason or self.key[:12], seconds)
+
+    def answer(self, saved: Saved, how: str, headers: Iterable[tuple[str, str]] | None = None) -> Response:
+        """Answer with what is kept."""
+        self.tally.hits += 1
+        self.emit(how, seconds=max(0.0, self.io.wall() - saved.stored_at))
+        shown = [*(saved.headers if headers is None else headers), ("x-dspex-cache", how)]
+        return respond(
+            self.request, saved.status, headers=shown, content=saved.body, extensions=dict(saved.extensions)
+        )
+
+    def refuse(self) -> Response:
+        """Nothing is kept, and the caller wants nothing else (RFC 9111 §5.2.1.7)."""
+        self.tally.misses += 1
+        self.emit("refuses", "only if cached, and it is not")
+        return respond(self.request, 504, headers={"x-dspex-cache": "miss"})
+
+    def missed(self, response: Response) -> Response:
+        """Hand on what the server answered."""
+        self.tally.misses += 1
+        response.headers["x-dspex-cache"] = "miss"
+        return response
+
+    async def whole(self, response: Response) -> bytes | None:
+        """The raw body, read if it is known to be short enough to be kept; ``None`` for any other."""
+        streams = response.headers.get("content-type", "").startswith("text/event-stream")
+        known = known_length(response, KEEP_BOUND) is not None
+        return await self.io.read(response) if is_buffered(response) or (known and not streams) else None
+
+    def record_body(self, response: Response, commit: Callable[[bytes], Coroutine[Any, Any, None]]) -> None:
+        """Have a body of unknown length kept when it has been read to its end."""
+        put_stream(response, Recording(response.stream, commit, KEEP_BOUND))

@@ -1,0 +1,156 @@
+"""What makes two requests the same: the parts of a cache key, and who may share an answer."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from attrs import field, frozen
+
+__all__ = ["CREDENTIALS", "KeyParts", "canonical", "credential_digest", "difference", "key_parts"]
+
+CREDENTIALS = (
+    "authorization",
+    "proxy-authorization",
+    "x-api-key",
+    "api-key",
+    "x-goog-api-key",
+    "cookie",
+)
+"""The headers that say who is asking."""
+
+
+@frozen
+class KeyParts:
+    """All that goes into a cache key; ``str`` shows it, ``digest`` is the key.
+
+    Args:
+        method: The HTTP method.
+        url: The URL, without its userinfo and fragment.
+        body: What the key takes of the body.
+        vary: The chosen request headers, with their values.
+        identity: Who is asking: a digest, or ``shared``.
+        sample: Which of several samples of one prompt.
+    """
+
+    method: str
+    url: str
+    body: Any = None
+    vary: Mapping[str, str] = field(factory=dict)
+    identity: str = "shared"
+    sample: int = 0
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over all parts, in hexadecimal."""
+        parts = [self.method, self.url, self.body, dict(self.vary), self.identity, self.sample]
+        return hashlib.sha256(_text(parts).encode()).hexdigest()
+
+    def __str__(self) -> str:
+        rows = {
+            "key": self.digest,
+            "method": self.method,
+            "url": self.url,
+            "body": _text(self.body),
+            "vary": _text(dict(self.vary)),
+            "identity": self.identity,
+            "sample": str(self.sample),
+        }
+        return "\n".join(f"{name:<9} {value}" for name, value in rows.items())
+
+
+def key_parts(
+    method: str,
+    url: str,
+    body: bytes,
+    *,
+    only: Iterable[str] | None = None,
+    vary: Mapping[str, str] | None = None,
+    identity: str,
+    sample: int = 0,
+) -> KeyParts:
+    """The parts of a request's key.
+
+    Args:
+        method: The HTTP method.
+        url: The URL, without its userinfo.
+        body: The whole body.
+        only: Fields of a JSON body that count; by default all of it counts.
+        vary: Request headers that count, with their values.
+        identity: Who is asking.
+        sample: Which of several samples.
+    """
+    content = canonical(body)
+    if only is not None and isinstance(content, dict):
+        content = {name: content[name] for name in only if name in content}
+    return KeyParts(method, url, content, vary or {}, identity, sample)
+
+
+def canonical(body: bytes) -> Any:
+    """A JSON body as Python has it, so that key order and white space no longer matter, but any value does.
+
+    A body that is not JSON, or that a server might read differently than we do (a key given twice), counts
+    byte by byte: then it is a digest of itself.
+    """
+    try:
+        return json.loads(body, object_pairs_hook=_unique, parse_float=_exact, parse_constant=_exact)
+    except (ValueError, RecursionError):
+        return f"sha256:{hashlib.sha256(body).hexdigest()}"
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        raise ValueError("a key is given twice")
+    return document
+
+
+def _exact(text: str) -> Any:
+    """A number as it is written: 1.0 and 1e400 stay apart from 1 and 1e401."""
+    return {"number": text}
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def credential_digest(
+    secret: bytes, headers: Mapping[str, str], names: Iterable[str], userinfo: bytes
+) -> str:
+    """A keyed digest of the credentials of a request: it tells them apart, and tells nobody what they are.
+
+    Args:
+        secret: The key of the HMAC (SHA-256).
+        headers: The request's headers.
+        names: Which of them are credentials.
+        userinfo: What stands before the ``@`` in the URL.
+    """
+    shown = [(name, headers.get(name)) for name in names]
+    message = _text([shown, userinfo.decode("latin-1")])
+    return hmac.new(secret, message.encode(), "sha256").hexdigest()
+
+
+def difference(one: KeyParts, other: KeyParts) -> list[str]:
+    """Where two keys differ, part by part; within JSON, by the path of the value."""
+    found: list[str] = []
+    for name in ("method", "url", "body", "vary", "identity", "sample"):
+        _compare(name, getattr(one, name), getattr(other, name), found)
+    return found
+
+
+def _compare(path: str, one: Any, other: Any, found: list[str]) -> None:
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        for key in sorted({*one, *other}):
+            _compare(f"{path}.{key}", one.get(key, ...), other.get(key, ...), found)
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        for index, (a, b) in enumerate(zip(one, other, strict=True)):
+            _compare(f"{path}[{index}]", a, b, found)
+    elif one != other or type(one) is not type(other):
+        found.append(f"{path}: {_shown(one)} / {_shown(other)}")
+
+
+def _shown(value: Any) -> str:
+    return "(absent)" if value is ... else _text(value)

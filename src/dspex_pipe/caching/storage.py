@@ -1,0 +1,254 @@
+"""Entries in any of hishel's storages, or ours: read, written and checked; a store that fails is a miss."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from attrs import frozen
+
+from ..io import drive
+from ..stores.disk import DiskStore
+from ..stores.memory import MemoryStore
+
+if TYPE_CHECKING:
+    from ..family import Response
+    from ..io import IO
+
+__all__ = ["HOP_BY_HOP", "Kept", "Saved", "Storage"]
+
+T = TypeVar("T")
+
+_logger = logging.getLogger("dspex_pipe")
+
+_SCHEMA = "1"
+_EXTENSIONS = ("http_version", "reason_phrase")
+
+# RFC 9110 §7.6.1 and RFC 9111 §3.1; set-cookie and the authentication headers are secrets, which never rest
+HOP_BY_HOP = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authentication-info",
+        "proxy-authorization",
+        "proxy-connection",
+        "set-cookie",
+        "set-cookie2",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "www-authenticate",
+        "authentication-info",
+    }
+)
+
+
+@frozen
+class Saved:
+    """A complete answer, as it is kept.
+
+    Args:
+        status: The HTTP status.
+        headers: Names and values, without what must not be kept.
+        body: The raw body, maybe compressed.
+        stored_at: Seconds since the epoch.
+        extensions: ``http_version`` and ``reason_phrase``, as httpx has them.
+    """
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+    stored_at: float
+    extensions: tuple[tuple[str, bytes], ...] = ()
+
+    @classmethod
+    def of(cls, response: Response, body: bytes, now: float) -> Saved:
+        """What is kept of a response that has been read."""
+        named = {n.strip().lower() for n in response.headers.get("connection", "").split(",")}
+        gone = HOP_BY_HOP | named | {"content-length", "x-should-retry"}
+        kept = tuple(
+            (name.lower(), value)
+            for name, value in response.headers.multi_items()
+            if name.lower() not in gone and not name.lower().startswith("x-dspex-")
+        )
+        extensions = tuple(
+            (name, response.extensions[name]) for name in _EXTENSIONS if name in response.extensions
+        )
+        return cls(response.status_code, kept, body, now, extensions)
+
+
+@frozen
+class Kept:
+    """An entry as a store has it.
+
+    Args:
+        entry: hishel's entry; its stream has been read.
+        saved: The answer.
+    """
+
+    entry: Any
+    saved: Saved
+
+
+class Storage:
+    """A store behind one small face. What goes wrong in it is told once, in a log line, and is a miss.
+
+    Each operation is written once: a blocking store answers at once, so the same coroutine is driven inline,
+    in a worker thread when an event loop runs here, or in place when the store is plain memory.
+
+    Args:
+        store: A hishel storage, blocking or async, or one of ours.
+    """
+
+    def __init__(self, store: Any) -> None:
+        import hishel  # noqa: F401, PLC0415 - takes 100 ms: now, when a pipeline is built, not in its first call
+
+        self.store = store
+        self.is_async = inspect.iscoroutinefunction(store.get_entries)
+        self._in_memory = isinstance(store, MemoryStore)
+        # a store on disk has a memory that can be asked without leaving the event loop
+        self._front = store.memory if isinstance(store, DiskStore) else None
+        self._warned = False
+
+    async def load(self, key: str, io: IO) -> list[Kept]:
+        """The entries of a key that are whole and of our making."""
+        if self._front is not None and (found := drive(self._load(self._front, key))):
+            return found
+        return await self._run(self._load(self.store, key), io) or []
+
+    async def save(
+        self,
+        key: str,
+        saved: Saved,
+        io: IO,
+        *,
+        asked: Mapping[str, str],
+        ttl: float | None,
+        old: Iterable[Kept] | None,
+    ) -> bool:
+        """Put an entry in the place of old ones; whether that went well.
+
+        Args:
+            key: The key.
+            saved: The answer.
+            io: The caller's mode.
+            asked: The request headers to keep with it, without secrets.
+            ttl: Seconds after which the store may clean it away.
+            old: Entries that it replaces; ``None`` for all that the key has.
+        """
+        return await self._run(self._save(key, saved, asked, ttl, old), io) is True
+
+    async def refresh(self, kept: Kept, headers: Any, io: IO) -> None:
+        """Replace the headers of an entry."""
+        await self._run(self._call(self.store.update_headers, kept.entry.id, headers), io)
+
+    async def remove(self, kept: Iterable[Kept], io: IO) -> None:
+        """Remove entries."""
+        for one in kept:
+            await self._run(self._call(self.store.remove_entry, one.entry.id), io)
+
+    def close(self) -> None:
+        """Close the store."""
+        self.store.close()
+
+    async def aclose(self) -> None:
+        """Close the store, whichever way it closes."""
+        await self._call(self.store.close)
+
+    async def _run(self, operation: Coroutine[Any, Any, T], io: IO) -> T | None:
+        try:
+            if self.is_async:
+                return await operation
+            if self._in_memory:
+                return drive(operation)
+            return await io.to_thread(partial(drive, operation))
+        except Exception as exc:  # noqa: BLE001 - whatever the store's trouble is, the call goes on without it
+            if not self._warned:
+                self._warned = True
+                _logger.warning("the cache's store fails (%s); calls go on without it", type(exc).__name__)
+            return None
+
+    async def _call(self, method: Callable[..., Any], *args: Any) -> Any:
+        result = method(*args)
+        return await result if inspect.isawaitable(result) else result
+
+    async def _load(self, store: Any, key: str) -> list[Kept]:
+        found = []
+        for entry in await self._call(store.get_entries, key):
+            saved = _unpack(entry.response, await _read(entry.response.stream))
+            if saved is not None:
+                found.append(Kept(entry, saved))
+        return found
+
+    async def _save(
+        self,
+        key: str,
+        saved: Saved,
+        asked: Mapping[str, str],
+        ttl: float | None,
+        old: Iterable[Kept] | None,
+    ) -> bool:
+        stale = [k.entry for k in old] if old is not None else await self._call(self.store.get_entries, key)
+        stream = _later(saved.body) if self.is_async else iter([saved.body])
+        request, response = _pack(saved, asked, stream)
+        entry = await self._call(partial(self.store.create_entry, ttl=ttl), request, response, key)
+        await _read(entry.response.stream)  # an entry is whole once its body has been read through
+        for entry in stale:
+            await self._call(self.store.remove_entry, entry.id)
+        return True
+
+
+async def _later(body: bytes) -> AsyncIterator[bytes]:
+    yield body
+
+
+async def _read(stream: Any) -> bytes:
+    if hasattr(stream, "__aiter__"):
+        return b"".join([chunk async for chunk in stream])
+    return b"".join(stream)
+
+
+def _pack(saved: Saved, asked: Mapping[str, str], stream: Any) -> tuple[Any, Any]:
+    import hishel  # noqa: PLC0415 - takes its time, so only a pipeline that caches pays for it
+
+    headers: dict[str, list[str]] = {}
+    for name, value in (*saved.headers, *_meta(saved)):
+        headers.setdefault(name, []).append(value)
+    request = hishel.Request(method="GET", url="", headers=hishel.Headers(asked))
+    return request, hishel.Response(saved.status, hishel.Headers(headers), stream)
+
+
+def _meta(saved: Saved) -> Iterator[tuple[str, str]]:
+    yield "x-dspex-schema", _SCHEMA
+    yield "x-dspex-stored-at", repr(saved.stored_at)
+    yield "x-dspex-length", str(len(saved.body))
+    for name, value in saved.extensions:
+        yield f"x-dspex-{name}", value.decode("latin-1")
+
+
+def _unpack(response: Any, body: bytes) -> Saved | None:
+    """What an entry holds; ``None`` when it is not of our making, of another version, or cut short."""
+    headers = response.headers
+    if headers.get("x-dspex-schema") != _SCHEMA or headers.get("x-dspex-length") != str(len(body)):
+        return None
+    try:
+        stored_at = float(headers["x-dspex-stored-at"])
+    except (KeyError, ValueError):
+        return None
+    kept = tuple(
+        (name, value)
+        for name in headers
+        if not name.startswith("x-dspex-")
+        for value in headers.get_list(name)
+    )
+    extensions = tuple(
+        (name, headers[f"x-dspex-{name}"].encode("latin-1"))
+        for name in _EXTENSIONS
+        if f"x-dspex-{name}" in headers
+    )
+    return Saved(response.status_code, kept, body, stored_at, extensions)

@@ -1,0 +1,289 @@
+"""Answer from memory or disk what has been asked before.
+
+LLM completions are kept by *content*: the same question, by the same caller, has the same answer. GET and
+HEAD follow RFC 9111. Concurrent misses on a key make one upstream call.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+
+from attrs import field, frozen
+
+from ..body import content_of
+from ..caching.by_content import ByContent
+from ..caching.by_rules import ByRules
+from ..caching.content import why_not
+from ..caching.exchange import MODES, Exchange, Tally
+from ..caching.key import CREDENTIALS, KeyParts, credential_digest, difference, key_parts
+from ..caching.storage import Storage
+from ..config import brief, check, optional, seconds
+from ..events import Record, record_of
+from ..options import Converter
+from ..stores.disk import DiskStore
+from ..stores.memory import MemoryStore
+from ..stores.secret import load_secret
+
+if TYPE_CHECKING:
+    from ..chain import Handler
+    from ..family import Request, Response
+    from ..io import IO
+
+__all__ = ["Cache"]
+
+Mode: TypeAlias = Literal["on", "off", "read_only", "write_only", "refresh", "only_if_cached"]
+
+
+def _mode(value: Any) -> str:
+    """The mode of one call: a word, or on and off."""
+    mode = {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+    if mode not in MODES:
+        raise ValueError(f"takes one of {', '.join(MODES)}")
+    return str(mode)
+
+
+def _sample(value: Any) -> int:
+    """The number of a sample."""
+    number = -1 if isinstance(value, bool) else int(value)
+    if number < 0:
+        raise ValueError("takes a whole number, 0 or more")
+    return number
+
+
+def _names(value: Any) -> Any:
+    return (
+        tuple(str(v).lower() for v in value) if isinstance(value, list | tuple | frozenset | set) else value
+    )
+
+
+_callable = check("a function", callable)
+_tuple = check("a list of header names", lambda v: isinstance(v, tuple))
+
+
+@frozen(repr=False)
+class Cache:
+    """Keep complete answers, and give them again.
+
+    Kept by content are LLM completions (OpenAI chat, completions, embeddings and responses, Anthropic
+    messages) and what ``match`` accepts: the key is a digest of method, URL, the whole body as canonical
+    JSON, and who is asking. GET and HEAD follow RFC 9111. Only a complete 200 is ever kept. What goes on from
+    server-side state (a conversation, server tools) and streams pass by. A store that fails is a miss.
+
+    Args:
+        store: Where answers are kept: nothing for memory; a name or path for a file (a bare name lives in the
+            user's cache directory); or a `MemoryStore`, a `DiskStore`, or any storage of hishel's.
+        ttl: Seconds for which everything is fresh, GET and HEAD too. Without it, content never goes stale
+            (only out of room), and GET and HEAD follow their headers.
+        mode: ``on``; ``off``; ``read_only`` keeps nothing new; ``write_only`` and ``refresh`` always ask, and
+            keep the answer; ``only_if_cached`` never asks, and answers 504 on a miss.
+        identity: ``"credential"`` gives nobody another's answer: a keyed digest of all credentials is part of
+            the key. A function of the request names the caller instead, for tokens that rotate.
+            ``"shared"`` gives everybody everything.
+        key: ``"content"``; ``"messages"`` takes only messages (or input, or prompt) and model of a body.
+        match: Accepts further requests to be kept by content, whatever their method.
+        vary: Request headers whose values are part of a content key.
+        credentials: Names of the headers that are credentials.
+        shared: Whether this is a shared cache by RFC 9111, as of a gateway; a private one otherwise.
+        secret: The key of the digest of credentials; by default random, and kept beside the file of a store
+            that has one.
+        max_wait: Seconds that a call waits for another's answer to the same question, at most.
+
+    Per call: ``cache=`` a mode; ``sample=`` which of several samples of one prompt.
+    """
+
+    options: ClassVar[Mapping[str, Converter]] = {"cache": _mode, "sample": _sample}
+
+    store: Any = field(
+        default=None,
+        validator=check(
+            "nothing, a file name, or a store",
+            lambda v: (
+                v is None
+                or (isinstance(v, str | Path) and str(v) != "")
+                or (not isinstance(v, type) and callable(getattr(v, "get_entries", None)))
+            ),
+        ),
+    )
+    ttl: float | None = field(default=None, kw_only=True, validator=optional(seconds()))
+    mode: Mode = field(
+        default="on",  # pyright: ignore[reportAssignmentType] # attrs' stub widens it to str
+        kw_only=True,
+        validator=check(f"one of {', '.join(MODES)}", lambda v: v in MODES),
+    )
+    identity: Literal["credential", "shared"] | Callable[[Request], str] = field(
+        default="credential",  # pyright: ignore[reportAssignmentType] # attrs' stub widens it to str
+        kw_only=True,
+        validator=check(
+            '"credential", "shared" or a function', lambda v: v in {"credential", "shared"} or callable(v)
+        ),
+    )
+    key: Literal["content", "messages"] = field(
+        default="content",  # pyright: ignore[reportAssignmentType] # attrs' stub widens it to str
+        kw_only=True,
+        validator=check('"content" or "messages"', lambda v: v in {"content", "messages"}),
+    )
+    match: Callable[[Request], bool] | None = field(default=None, kw_only=True, validator=optional(_callable))
+    vary: tuple[str, ...] = field(default=(), kw_only=True, converter=_names, validator=_tuple)
+    credentials: tuple[str, ...] = field(
+        default=CREDENTIALS, kw_only=True, converter=_names, validator=_tuple
+    )
+    shared: bool = field(
+        default=False, kw_only=True, validator=check("True or False", lambda v: isinstance(v, bool))
+    )
+    secret: bytes | None = field(
+        default=None,
+        kw_only=True,
+        repr=False,
+        validator=optional(check("at least 16 bytes", lambda v: isinstance(v, bytes) and len(v) >= 16)),
+    )
+    max_wait: float = field(default=60.0, kw_only=True, validator=seconds(zero=True))
+
+    __repr__ = brief
+
+    def build(self) -> Caching:
+        """The running layer; opens the store.
+
+        Raises:
+            ValueError: The file is no cache of ours, or a store that is not ours needs ``secret=``.
+        """
+        return Caching(self)
+
+
+class Caching:
+    """The running layer."""
+
+    def __init__(self, config: Cache) -> None:
+        self.config = config
+        self.storage = Storage(_open(config.store))
+        self._owned = config.store is None or isinstance(config.store, str | Path)
+        self._secret = config.secret or _secret_for(self.storage.store, config)
+        self._tally = Tally()
+        self._by_content = ByContent(self.storage, config.ttl)
+        self._by_rules = ByRules(
+            self.storage,
+            shared=config.shared,
+            key=lambda request, method, url: (
+                key_parts(method, url, b"", identity=self._identity(request)).digest
+            ),
+            disguise=self._disguise,
+        )
+
+    def check_client(self, *, blocking: bool) -> None:
+        """Refuse a client that the store cannot serve; called when a client is made.
+
+        Raises:
+            TypeError: An async store under a blocking client.
+        """
+        if blocking and self.storage.is_async:
+            raise TypeError(
+                f"Cache({type(self.storage.store).__name__}) needs an async client; "
+                "its blocking twin serves every client"
+            )
+
+    def snapshot(self) -> dict[str, Any]:
+        """Hits and misses so far, and calls that wait for an answer now."""
+        flying = len(self._by_content.flights) + len(self._by_rules.flights)
+        return {"hits": self._tally.hits, "misses": self._tally.misses, "under_way": flying}
+
+    def close(self) -> None:
+        """Close the store, if this layer opened it."""
+        if self._owned:
+            self.storage.close()
+
+    async def __call__(self, request: Request, call_next: Handler, io: IO) -> Response:
+        record, config = record_of(request), self.config
+        mode = record.options.get("cache", config.mode)
+        if mode == "off":
+            return await call_next(request)
+        call = Exchange(request, call_next, io, record, mode, "", self._tally, config.max_wait)
+        if self._is_content(request, record):
+            body = content_of(request)
+            reason = "the request's body is a stream" if body is None else why_not(body)
+            if body is None or reason is not None:
+                record.emit("Cache", "passes by", reason or "")
+                return await call_next(request)
+            call.key = self._key(request, body, record.options.get("sample", 0)).digest
+            return await self._by_content.answer(call)
+        if request.method in {"GET", "HEAD"}:
+            call.key = self._key(request, b"", 0).digest
+            return await self._by_rules.answer(call)
+        response = await call_next(request)
+        await self._by_rules.forget(call, response)
+        return response
+
+    def _is_content(self, request: Request, record: Record) -> bool:
+        if self.config.match is not None and self.config.match(request):
+            return True
+        if self.config.ttl is not None and request.method == "GET" and "range" not in request.headers:
+            return True
+        return record.completion(request) is not None
+
+    # Keys
+
+    def _key(self, request: Request, body: bytes, sample: int) -> KeyParts:
+        config = self.config
+        return key_parts(
+            request.method,
+            str(request.url.copy_with(userinfo=b"", fragment=None)),
+            body,
+            only=("model", "messages", "input", "prompt") if config.key == "messages" else None,
+            vary={name: request.headers.get(name, "") for name in config.vary},
+            identity=self._identity(request),
+            sample=sample,
+        )
+
+    def _identity(self, request: Request) -> str:
+        config = self.config
+        if callable(config.identity):
+            return f"named {config.identity(request)}"
+        if config.identity == "shared":
+            return "shared"
+        userinfo = request.url.userinfo
+        digest = credential_digest(self._secret, request.headers, config.credentials, userinfo)
+        return f"credential {digest}"
+
+    def _disguise(self, request: Request) -> Mapping[str, str]:
+        """The request's headers, with a digest in the place of each credential."""
+        return {
+            name: credential_digest(self._secret, {name: value}, (name,), b"")
+            if name in self.config.credentials
+            else value
+            for name, value in request.headers.items()
+        }
+
+    def explain_key(self, request: Request, other: Request | None = None) -> str:
+        """What goes into a request's content key, line by line; with another request, where the keys differ.
+
+        The text holds the body: it is for the caller's eyes.
+        """
+        one = self._key(request, content_of(request) or b"", 0)
+        if other is None:
+            return str(one)
+        two = self._key(other, content_of(other) or b"", 0)
+        return "\n".join(difference(one, two)) or "the keys are the same"
+
+
+def _open(store: Any) -> Any:
+    """The store of a configuration, opened."""
+    if store is None:
+        return MemoryStore()
+    if not isinstance(store, str | Path):
+        return store
+    disk = DiskStore(store)
+    disk.open()
+    return disk
+
+
+def _secret_for(store: Any, config: Cache) -> bytes:
+    """The key of the digest of credentials: random, and for a store with a file, kept beside it."""
+    if config.identity != "credential" or isinstance(store, MemoryStore):
+        return secrets.token_bytes(32)
+    if isinstance(store, DiskStore):
+        return load_secret(store.path.with_name(store.path.name + ".key"))
+    raise ValueError(
+        f"Cache({type(store).__name__}) needs secret=: at least 16 bytes, the same for all who share the "
+        "store, to tell credentials apart without keeping them"
+    )

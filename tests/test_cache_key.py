@@ -1,0 +1,192 @@
+"""What makes two requests the same."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dspex_pipe.caching.content import is_worth_keeping, why_not
+from dspex_pipe.caching.key import CREDENTIALS, canonical, credential_digest, difference, key_parts
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
+NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+JSON = st.recursive(
+    st.none() | st.booleans() | NUMBERS | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=12,
+)
+
+
+def digest(body, **changes):
+    text = body if isinstance(body, bytes) else json.dumps(body).encode()
+    arguments = {"identity": "me", **changes}
+    return key_parts("POST", "http://x.test/v1/chat/completions", text, **arguments).digest
+
+
+def shuffled(value, random):
+    if isinstance(value, dict):
+        items = [(key, shuffled(inner, random)) for key, inner in value.items()]
+        random.shuffle(items)
+        return dict(items)
+    return [shuffled(inner, random) for inner in value] if isinstance(value, list) else value
+
+
+@given(JSON, st.randoms(), st.sampled_from([None, 1, "\t"]))
+def test_key_order_and_white_space_do_not_matter(document, random, indent):
+    other = json.dumps(shuffled(document, random), indent=indent, ensure_ascii=random.random() < 0.5)
+    assert (
+        digest(document) == digest(other.encode("utf-8", "surrogatepass"))
+        or "\ud800" <= max(other) <= "\udfff"
+    )
+
+
+@given(JSON, JSON)
+def test_any_value_does(one, other):
+    same = json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+    assert (digest(one) == digest(other)) == same
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (b"1", b"1.0"),
+        (b"true", b"1"),
+        (b'"1"', b"1"),
+        (b"null", b'"null"'),
+        (b"1e400", b"1e401"),
+        (b"[NaN]", b"[Infinity]"),
+        (b"[[1], 2]", b"[1, [2]]"),
+        (b'{"a": 1, "a": 2}', b'{"a": 2}'),
+        (b"not json", b"not  json"),
+        (b'{"a": "\\u00e9"}', b'{"a": "e\\u0301"}'),
+    ],
+    ids=str,
+)
+def test_these_differ(one, other):
+    assert digest(one) != digest(other)
+
+
+def test_a_body_too_deep_to_read_counts_byte_by_byte():
+    assert canonical(b"[" * 100_000).startswith("sha256:")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("identity", "you"), ("sample", 1), ("vary", {"x": "1"}), ("only", ["model"])],
+)
+def test_every_part_counts(name, value):
+    body = {"model": "m", "messages": [1]}
+    assert digest(body) != digest(body, **{name: value})
+
+
+def test_method_and_url_count():
+    keys = {
+        key_parts(m, u, b"", identity="").digest for m in ("POST", "GET") for u in ("http://a/", "http://b/")
+    }
+    assert len(keys) == 4
+
+
+def test_chosen_fields_are_all_that_counts():
+    only = ["model", "messages"]
+    base = {"model": "m", "messages": ["hi"]}
+    assert digest({**base, "temperature": 0}, only=only) == digest({**base, "user": "u"}, only=only)
+    assert digest(base, only=only) != digest({**base, "messages": ["ho"]}, only=only)
+    assert digest(b"[1]", only=only) != digest(b"[2]", only=only)
+
+
+def test_parts_print_and_are_compared_by_path():
+    one = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "n": 1}
+    two = copy.deepcopy(one)
+    two["messages"][0]["content"] = "ho"
+    two["n"] = 1.0
+    del two["model"]
+    a = key_parts("POST", "http://x/", json.dumps(one).encode(), identity="i", vary={"x": "1"})
+    b = key_parts("POST", "http://x/", json.dumps(two).encode(), identity="i", sample=2)
+    assert difference(a, a) == []
+    assert difference(a, b) == [
+        'body.messages[0].content: "hi" / "ho"',
+        'body.model: "m" / (absent)',
+        'body.n: 1 / {"number":"1.0"}',
+        'vary.x: "1" / (absent)',
+        "sample: 0 / 2",
+    ]
+    assert str(a).splitlines()[0] == f"key       {a.digest}"
+    assert 'body      {"messages":[{"content":"hi","role":"user"}],"model":"m","n":1}' in str(a)
+    longer = key_parts("POST", "http://x/", b'{"messages": [1, 2]}', identity="i")
+    assert "body.messages" in difference(a, longer)[0]
+
+
+# Identity
+
+
+def test_credentials_make_callers_different_and_are_not_in_the_digest():
+    def of(headers, userinfo=b"", secret=b"s" * 32):
+        return credential_digest(secret, headers, CREDENTIALS, userinfo)
+
+    seen = {of({})}
+    for name in CREDENTIALS:
+        seen.add(of({name: "hunter2"}))
+        seen.add(of({name: "hunter3"}))
+    seen.add(of({}, b"user:hunter2"))
+    seen.add(of({"authorization": "hunter2"}, secret=b"t" * 32))
+    assert len(seen) == 2 * len(CREDENTIALS) + 3
+    assert all(len(value) == 64 and "hunter" not in value for value in seen)
+    assert of({"user-agent": "a"}) == of({"user-agent": "b"})
+
+
+# What may be cached
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({}, None),
+        ({"tools": [{"type": "function", "function": {}}]}, None),
+        ({"tools": [{"name": "get_weather", "input_schema": {}}]}, None),
+        ({"tools": [{"type": "custom", "name": "x"}]}, None),
+        ({"tools": None, "background": False, "conversation": None}, None),
+        ({"conversation": "c1"}, "conversation"),
+        ({"previous_response_id": "r1"}, "previous_response_id"),
+        ({"background": True}, "background"),
+        ({"container": "c"}, "container"),
+        ({"mcp_servers": [{}]}, "mcp_servers"),
+        ({"tools": [{"type": "web_search"}]}, "tools of the server"),
+        ({"tools": [{"type": "web_search_20250305"}]}, "tools of the server"),
+        ({"tools": [{"type": "code_interpreter"}]}, "tools of the server"),
+        ({"stream": True}, "stream"),
+    ],
+    ids=str,
+)
+def test_server_side_state_and_streams_pass_by(more, why):
+    told = why_not(json.dumps({"model": "m", "messages": [], **more}).encode())
+    assert told is None if why is None else why in told
+
+
+@pytest.mark.parametrize("body", [b"", b"not json", b"[1]", b"[" * 100_000])
+def test_what_is_no_llm_body_may_be_cached_when_it_is_matched(body):
+    assert why_not(body) is None
+
+
+@pytest.mark.parametrize(
+    ("body", "kept"),
+    [
+        (b'{"choices": []}', True),
+        (b'{"status": "completed"}', True),
+        (b'{"error": null}', True),
+        (b"plain text", True),
+        (b"[1, 2]", True),
+        (None, True),
+        (b'{"error": {"code": "x"}}', False),
+        (b'{"status": "failed"}', False),
+        (b'{"status": "incomplete"}', False),
+        (b'{"status": "queued"}', False),
+        (b'{"status": "in_progress"}', False),
+    ],
+    ids=str,
+)
+def test_only_an_answer_is_worth_keeping(body, kept):
+    assert is_worth_keeping(body) is kept
