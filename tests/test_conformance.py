@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dspex_pipe import Breaker, Budget, Logging, Pipeline, Retry
+from dspex_pipe import Breaker, Budget, Cache, Logging, Pipeline, RateLimit, Retry
 from dspex_pipe.testing import check_layer
 
 COMPLETION = {
@@ -34,10 +34,15 @@ LAYERS = [
     Breaker(),
     Breaker(consecutive=1),
     Breaker.fuse(),
+    RateLimit(),
+    RateLimit(rpm=60_000),
+    Cache(),
+    Cache(ttl=60),
+    Cache(match=lambda request: True),
     plain,
     timed,
     Pipeline(),
-    Pipeline([Logging(), Pipeline([Breaker(), Retry(), plain])]),
+    Pipeline([Logging(), Pipeline([Cache(), Breaker(), Retry(), plain])]),
 ]
 
 

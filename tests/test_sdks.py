@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 
@@ -224,8 +225,9 @@ def test_a_refusal_is_one_typed_sdk_error_and_no_call(kind, refused, status, att
     assert (len(runs), provider.calls) == (1, 0)
     assert isinstance(error, typed)
     assert error.status_code == status
-    hint = error.response.headers.get("retry-after")
-    assert hint == (None if refused.retry_after is None else f"{refused.retry_after:.3f}")
+    hints = [error.response.headers.get(name) for name in ("retry-after", "retry-after-ms")]
+    wait = refused.retry_after
+    assert hints == ([None, None] if wait is None else [str(math.ceil(wait)), str(math.ceil(wait * 1000))])
     assert f"{refused.reason} (refused locally, nothing was sent)" in str(error)
     found = refusal_of(error)
     assert isinstance(found, type(refused))

@@ -22,6 +22,7 @@ from .io import IO
 from .layers.breaker import Breaker
 from .layers.cache import Cache
 from .layers.logging import Logging
+from .layers.ratelimit import RateLimit, RedisStore
 from .layers.retry import Budget, Retry
 from .options import options
 from .outcome import Verdict
@@ -50,8 +51,10 @@ __all__ = [
     "OrderWarning",
     "Overloaded",
     "Pipeline",
+    "RateLimit",
     "RateLimited",
     "Record",
+    "RedisStore",
     "Refused",
     "Request",
     "Response",

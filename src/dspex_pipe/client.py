@@ -157,11 +157,8 @@ def attach(
     old: Any = getattr(sdk_client, "_client", None)
     with_options: Any = getattr(sdk_client, "with_options", None)
     if old is None or with_options is None:
-        what = (
-            f"the class {sdk_client.__qualname__}"
-            if isinstance(sdk_client, type)
-            else type(sdk_client).__qualname__
-        )
+        kind: type = sdk_client if isinstance(sdk_client, type) else type(sdk_client)
+        what = f"the class {kind.__qualname__}" if kind is sdk_client else kind.__qualname__
         raise TypeError(
             f"attach() takes an OpenAI, AsyncOpenAI, Anthropic or AsyncAnthropic client, got {what}; "
             "for plain httpx there is build_client()"

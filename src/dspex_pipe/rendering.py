@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Literal, TypeAlias
 
 from .errors import Refused
@@ -39,7 +40,9 @@ def _error(
 ) -> Response:
     headers = {"content-type": "application/json", "x-should-retry": "false"}
     if retry_after is not None:
-        headers["retry-after"] = f"{retry_after:.3f}"
+        # RFC 9110 §10.2.3 has whole seconds; both SDKs look at the milliseconds first
+        headers["retry-after"] = str(math.ceil(retry_after))
+        headers["retry-after-ms"] = str(math.ceil(retry_after * 1000))
     # OpenAI reads error.code and error.message, Anthropic type == "error" and error.type
     error = {"type": code, "code": code, "message": message, "param": None}
     content = json.dumps({"type": "error", "error": error}).encode()

@@ -39,8 +39,9 @@ class ByContent:
             return await self._ask(call, None)
         if (saved := await self._fresh(call)) is not None:
             return call.answer(saved, "hit")
-        if call.mode == "only_if_cached":
-            return call.refuse()
+        return call.refuse() if call.mode == "only_if_cached" else await self._ask_once(call)
+
+    async def _ask_once(self, call: Exchange) -> Response:
         lead = await self.flights.join(call.key, call.io, call.patience)
         if lead is None:
             return await self._ask(call, None)
@@ -98,6 +99,6 @@ class ByContent:
             and saved.status == 200
             and (length is None or length == str(len(saved.body)))
             and is_worth_keeping(decoded(response))
-            and await self._storage.save(call.key, saved, call.io, asked={}, ttl=self._ttl, old=None)
+            and await self._storage.save(call.key, saved, call.io, asked=None, ttl=self._ttl, old=None)
         ):
             call.emit("keeps")

@@ -28,8 +28,8 @@ class ByRules:
         storage: Where answers are kept.
         shared: Whether this is a shared cache.
         key: Gives the key of a method and URL for whoever sends a request.
-        disguise: Gives the headers of a request, with each credential as a digest: they are kept with an answer
-            that varies with them.
+        disguise: Gives the headers of a request, each credential as a digest: those that an answer varies
+            with are kept with it.
     """
 
     def __init__(
@@ -51,11 +51,8 @@ class ByRules:
 
     async def answer(self, call: Exchange) -> Response:
         """Answer a call from what is kept, or ask, once for all who ask the same meanwhile."""
-        asked = self._hishel.Request(
-            call.request.method, call.key, self._hishel.Headers(dict(self._disguise(call.request)))
-        )
-        if not call.reads:
-            return await self._ask(call, self._rules.look_up(asked, [], call.io.wall()), [], None)
+        headers = self._hishel.Headers(dict(self._disguise(call.request)))
+        asked = self._hishel.Request(call.request.method, call.key, headers)
         found, kept = await self._look_up(call, asked)
         if isinstance(found, Fresh):
             return self._hit(call, found, kept, "hit")
@@ -64,25 +61,31 @@ class ByRules:
         if isinstance(found, Missing) and found.bypass:
             call.emit("passes by", found.reason)
             return await call.call_next(call.request)
+        return await (self._ask_once(call, asked) if call.reads else self._ask(call, found, kept))
+
+    async def _ask_once(self, call: Exchange, asked: Any) -> Response:
         lead = await self.flights.join(call.key, call.io, call.patience)
         if isinstance(lead, Landed) and isinstance(lead.result, Failed):
             call.emit("shared", f"the error of the call under way, {type(lead.result.error).__name__}")
             raise copy.copy(lead.result.error)  # raised by many, one object would grow its traceback
-        # whoever led before us may have kept what we look for
-        found, kept = await self._look_up(call, asked)
         if not isinstance(lead, Flight):
-            if isinstance(found, Fresh):
-                return self._hit(call, found, kept, "shared")
-            return await self._ask(call, found, kept, None)
+            return await self._look_again(call, asked, "shared")
         try:
-            if isinstance(found, Fresh):
-                return self._hit(call, found, kept, "hit")
-            return await self._ask(call, found, kept, lead)
+            response = await self._look_again(call, asked, "hit")
+            lead.land(None)
         except Exception as exc:
             lead.land(Failed(exc))
             raise
         finally:
             lead.leave()
+        return response
+
+    async def _look_again(self, call: Exchange, asked: Any, how: str) -> Response:
+        """Whoever led before us may have kept what we look for; otherwise ask."""
+        found, kept = await self._look_up(call, asked)
+        if isinstance(found, Fresh):
+            return self._hit(call, found, kept, how)
+        return await self._ask(call, found, kept)
 
     async def forget(self, call: Exchange, response: Response) -> None:
         """Remove what an unsafe request has made untrue (§4.4)."""
@@ -96,18 +99,15 @@ class ByRules:
                 await self._storage.remove(kept, call.io)
 
     async def _look_up(self, call: Exchange, asked: Any) -> tuple[Fresh | Stale | Missing, list[Kept]]:
-        kept = await self._storage.load(call.key, call.io)
+        kept = await self._storage.load(call.key, call.io) if call.reads else []
         return self._rules.look_up(asked, [one.entry for one in kept], call.io.wall()), kept
 
     def _hit(self, call: Exchange, found: Fresh | Refresh, kept: list[Kept], how: str) -> Response:
         saved = _of(kept, found.entry.id).saved
         return call.answer(saved, how, _shown(found.headers))
 
-    async def _ask(
-        self, call: Exchange, found: Fresh | Stale | Missing, kept: list[Kept], lead: Flight[Shared] | None
-    ) -> Response:
+    async def _ask(self, call: Exchange, found: Stale | Missing, kept: list[Kept]) -> Response:
         """Ask the server, with the conditions of what is kept, and learn from its answer."""
-        assert not isinstance(found, Fresh)
         request = call.request
         if isinstance(found, Stale):
             request = copy_request(request)
@@ -115,38 +115,28 @@ class ByRules:
         response = await call.call_next(request)
         answer = self._hishel.Response(response.status_code, _headers(self._hishel, response))
         learned = self._rules.learn(found, answer, call.io.wall())
-        if isinstance(learned, Missing):  # a 304 about something that we do not have
-            await self._storage.remove([_of(kept, id_) for id_ in learned.remove], call.io)
-            await call.io.close(response)
-            return await self._ask(call, learned, kept, lead)
-        if isinstance(learned, Refresh):
-            return await self._refresh(call, learned, kept, response, lead)
-        await self._storage.remove([_of(kept, id_) for id_ in learned.remove], call.io)
-        if isinstance(learned, Store) and call.writes:
-            await self._keep(call, found, learned, response)
-        elif isinstance(learned, Pass):
-            call.emit("passes by", learned.reason)
-        if lead is not None:
-            lead.land(None)
-        return call.missed(response)
-
-    async def _refresh(
-        self, call: Exchange, learned: Refresh, kept: list[Kept], response: Response, lead: Any
-    ) -> Response:
-        await call.io.close(response)
         if call.writes:
-            if learned.update is not None:
-                await self._storage.refresh(_of(kept, learned.entry.id), learned.update, call.io)
             await self._storage.remove([_of(kept, id_) for id_ in learned.remove], call.io)
-        if lead is not None:
-            lead.land(None)
-        return self._hit(call, learned, kept, "revalidated")
+        if isinstance(learned, Missing):  # a 304 about something that we do not have
+            await call.io.close(response)
+            return await self._ask(call, learned, kept)
+        if isinstance(learned, Refresh):
+            await call.io.close(response)
+            if call.writes and learned.update is not None:
+                await self._storage.refresh(_of(kept, learned.entry.id), learned.update, call.io)
+            return self._hit(call, learned, kept, "revalidated")
+        if isinstance(learned, Pass):
+            call.emit("passes by", learned.reason)
+        elif call.writes:
+            await self._keep(call, found, learned, response)
+        return call.missed(response)
 
     async def _keep(self, call: Exchange, found: Stale | Missing, learned: Store, response: Response) -> None:
         """Keep an answer now, or when it has been read, if its length is not known."""
         headers = learned.response.headers
         varies = [name.strip().lower() for name in headers.get("vary", "").split(",")]
-        asked = {name: value for name, value in found.request.headers.items() if name in varies}
+        chosen = {name: value for name, value in found.request.headers.items() if name in varies}
+        asked = self._hishel.Request(found.request.method, found.request.url, self._hishel.Headers(chosen))
 
         async def commit(body: bytes) -> None:
             length = response.headers.get("content-length")

@@ -269,7 +269,9 @@ class HttpRules:
         merged = self._hishel.Headers({**_without(kept.headers), **_without(cleaned.headers, _ABOUT_BODY)})
         update = self._hishel.Headers(_without(merged, self._unkept(merged)))
         served = self._served(update, now, cookies=response.headers.get_list("set-cookie"))
-        if self._why_not(pending.request, replace(kept, headers=update), now) is not None:
+        # §4.1: a new Vary is about fields of a request that we may not have noted when the entry was kept
+        varies_anew = _vary(update) != _vary(kept.headers)
+        if varies_anew or self._why_not(pending.request, replace(kept, headers=update), now) is not None:
             return Refresh(pending.entry, served, None, pending.ids)
         return Refresh(pending.entry, served, update, pending.ids[1:])
 

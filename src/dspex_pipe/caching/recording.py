@@ -51,9 +51,11 @@ class Recording:
             raise
 
     def close(self) -> None:
+        """Close the body; it is not kept."""
         self._stream.close()
 
     async def aclose(self) -> None:
+        """Close the body; it is not kept."""
         # httpx's own streams are async generators: left to the garbage collector, trio complains
         if hasattr(self._chunks, "aclose"):
             await self._chunks.aclose()

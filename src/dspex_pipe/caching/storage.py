@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -106,8 +106,9 @@ class Storage:
     """
 
     def __init__(self, store: Any) -> None:
-        import hishel  # noqa: F401, PLC0415 - takes 100 ms: now, when a pipeline is built, not in its first call
+        import hishel  # noqa: PLC0415 - takes 100 ms: now, when a pipeline is built, not in its first call
 
+        self._hishel = hishel
         self.store = store
         self.is_async = inspect.iscoroutinefunction(store.get_entries)
         self._in_memory = isinstance(store, MemoryStore)
@@ -127,7 +128,7 @@ class Storage:
         saved: Saved,
         io: IO,
         *,
-        asked: Mapping[str, str],
+        asked: Any,
         ttl: float | None,
         old: Iterable[Kept] | None,
     ) -> bool:
@@ -137,7 +138,7 @@ class Storage:
             key: The key.
             saved: The answer.
             io: The caller's mode.
-            asked: The request headers to keep with it, without secrets.
+            asked: The request to keep with it, as hishel has it and without secrets; ``None`` for none.
             ttl: Seconds after which the store may clean it away.
             old: Entries that it replaces; ``None`` for all that the key has.
         """
@@ -189,13 +190,15 @@ class Storage:
         self,
         key: str,
         saved: Saved,
-        asked: Mapping[str, str],
+        asked: Any,
         ttl: float | None,
         old: Iterable[Kept] | None,
     ) -> bool:
         stale = [k.entry for k in old] if old is not None else await self._call(self.store.get_entries, key)
         stream = _later(saved.body) if self.is_async else iter([saved.body])
-        request, response = _pack(saved, asked, stream)
+        # by content, nothing of the request is kept but the key, which tells nobody what was asked
+        request = self._hishel.Request(method="", url="") if asked is None else asked
+        response = _pack(saved, stream)
         entry = await self._call(partial(self.store.create_entry, ttl=ttl), request, response, key)
         await _read(entry.response.stream)  # an entry is whole once its body has been read through
         for entry in stale:
@@ -213,14 +216,13 @@ async def _read(stream: Any) -> bytes:
     return b"".join(stream)
 
 
-def _pack(saved: Saved, asked: Mapping[str, str], stream: Any) -> tuple[Any, Any]:
+def _pack(saved: Saved, stream: Any) -> Any:
     import hishel  # noqa: PLC0415 - takes its time, so only a pipeline that caches pays for it
 
     headers: dict[str, list[str]] = {}
     for name, value in (*saved.headers, *_meta(saved)):
         headers.setdefault(name, []).append(value)
-    request = hishel.Request(method="GET", url="", headers=hishel.Headers(asked))
-    return request, hishel.Response(saved.status, hishel.Headers(headers), stream)
+    return hishel.Response(saved.status, hishel.Headers(headers), stream)
 
 
 def _meta(saved: Saved) -> Iterator[tuple[str, str]]:

@@ -394,6 +394,8 @@ def _connect(path: Path) -> _Connection:
     """
     private_folder(path.parent)
     private_file(path)
+    if not path.is_file():
+        raise OSError("it is no regular file")
     # SQLite takes a file of a few bytes, no page of its own, for an empty one and writes over it
     if 0 < path.stat().st_size < 512:
         raise sqlite3.DatabaseError("it is no database")
@@ -403,18 +405,22 @@ def _connect(path: Path) -> _Connection:
     )
     try:
         ours = _is_ours(connection)
-        # before anything of ours is in them; new ones beside the file get the mode of the file
-        for file in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
-            with suppress(FileNotFoundError):
-                tighten(file, 0o600)
-        if not os.access(path, os.R_OK | os.W_OK):
-            raise PermissionError(f"{str(path)!r} may not be written")
+        _secure(path)  # before anything of ours is in it
         if not ours:
             _claim(connection)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _secure(path: Path) -> None:
+    # SQLite gives the files that it makes beside this one its mode
+    for file in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
+        with suppress(FileNotFoundError):
+            tighten(file, 0o600)
+    if not os.access(path, os.R_OK | os.W_OK):
+        raise PermissionError("it may not be written")
 
 
 def _is_ours(connection: sqlite3.Connection) -> bool:

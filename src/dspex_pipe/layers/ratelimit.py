@@ -1,0 +1,485 @@
+"""Stay under the rates we set, and respect the one that the server enforces.
+
+Two things hold a call back here. The *rates*: GCRA (ITU-T I.371, Annex A), kept by pyrate-limiter's state
+store or in Redis (``stores/rates.py``); a call is given its slot when it asks, and sleeps once. And the
+*gate*: a 429 (RFC 6585 §4) that says how long to wait holds its key for everybody, once, and then lets
+them go one after the other.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from urllib.parse import urlsplit
+
+from attrs import define, field, fields, frozen
+
+from ..config import check, optional, seconds, whole
+from ..errors import RateLimited
+from ..events import Record, record_of
+from ..keys import server_key
+from ..outcome import told_wait
+from ..table import Table
+
+if TYPE_CHECKING:
+    from ..chain import Handler
+    from ..family import Request, Response
+    from ..io import IO
+    from ..stores.rates import RateStore, Slot, StoreDown
+
+__all__ = ["RateLimit", "RedisStore"]
+
+OnStoreError: TypeAlias = Literal["open", "closed"]
+
+_OPEN: OnStoreError = "open"
+_KEYS = 10_000
+_SHRINK = 0.99
+_INSTANT = 1e-6
+_logger = logging.getLogger("dspex_pipe")
+
+
+class RateLike(Protocol):
+    """What a ``pyrate_limiter.Rate`` looks like."""
+
+    @property
+    def limit(self) -> int: ...
+    @property
+    def interval(self) -> int: ...
+    @property
+    def burst(self) -> int: ...
+
+
+@frozen(repr=False)
+class _Rate:
+    """A ``pyrate_limiter.Rate`` that can be compared and hashed."""
+
+    limit: int
+    interval: int
+    burst: int
+
+    def __repr__(self) -> str:
+        burst = "" if self.burst == self.limit else f", burst={self.burst}"
+        return f"Rate({self.limit}, {self.interval}{burst})"
+
+
+def _twin(rate: Any) -> Any:
+    numbers: list[Any] = [getattr(rate, name, None) for name in ("limit", "interval", "burst")]
+    return _Rate(*numbers) if all(type(n) is int and n >= 1 for n in numbers) else rate
+
+
+def _twins(rates: Any) -> Any:
+    return tuple(_twin(rate) for rate in rates)
+
+
+def _check_url(_: Any, __: Any, value: Any) -> None:
+    given = f"one with {value.partition(':')[0]!r}" if isinstance(value, str) and "://" in value else None
+    if given is None or urlsplit(value).scheme not in {"redis", "rediss", "unix"}:
+        # not the value itself: a password may be in it
+        raise ValueError(
+            "RedisStore(url=…) takes a URL with 'redis', 'rediss' or 'unix' before '://', got "
+            f"{given or type(value).__name__}"
+        )
+
+
+def _is_weight(value: Any) -> bool:
+    return callable(value) or (type(value) is int and value >= 1)
+
+
+@frozen(kw_only=True, repr=False)
+class RedisStore:
+    """Rates kept in Redis, so that processes and machines share them; needs the extra ``redis``.
+
+    Shared is what has the same server, prefix, rates and key. Redis 5 or newer; redis-py blocks, so async
+    clients call it in a worker thread.
+
+    Args:
+        url: ``redis://``, ``rediss://`` or ``unix://``, as redis-py takes it; a password in it is not
+            shown.
+        prefix: What the names of all keys begin with; one per application.
+        timeout: Seconds for connecting, and for each answer. When they are over, ``on_store_error`` of the
+            layer says what happens.
+    """
+
+    url: str = field(default="redis://localhost:6379/0", validator=_check_url)
+    prefix: str = field(
+        default="dspex",
+        validator=check("a name", lambda v: isinstance(v, str) and v != "" and v.isprintable()),
+    )
+    timeout: float = field(default=0.25, validator=seconds())
+
+    def __repr__(self) -> str:
+        parts = urlsplit(self.url)
+        place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        shown = [repr(place)]
+        for name in ("prefix", "timeout"):
+            value = getattr(self, name)
+            if value != getattr(fields(RedisStore), name).default:
+                shown.append(f"{name}={value!r}")
+        return f"RedisStore(url={', '.join(shown)})"
+
+    def open(self, rates: tuple[Any, ...]) -> RateStore:
+        """Begin to use it; the first call connects.
+
+        Raises:
+            ImportError: redis-py is not installed.
+        """
+        from ..stores.rates import RedisRates  # noqa: PLC0415 - loads pyrate-limiter
+
+        return RedisRates(rates, url=self.url, prefix=self.prefix, timeout=self.timeout)
+
+
+@frozen(init=False, repr=False)
+class RateLimit:
+    """Send no faster than these rates, per key; wait in order of arrival, or refuse at once.
+
+    A call that must wait is told how long when it asks. When that is more than ``max_wait``, or the call's
+    deadline comes first, it is refused there and then with `RateLimited`, and has spent nothing. A call that
+    is cancelled while it waits gives its slot back. One key never waits for another.
+
+    Every `RateLimit` is a gate, too, and without a rate it is nothing else: a 429 whose ``retry-after`` or
+    ``retry-after-ms`` names a wait holds all calls of its key for so long; several at once hold it until the
+    latest, they do not add up. Then the calls go one after the other, ``gate_pace`` apart at first
+    and each gap 1 % shorter, so that any queue is through within 100 times ``gate_pace``. The 429 itself is
+    handed up; a `Retry` above decides about it. The gate belongs to this process, also where the store is
+    shared.
+
+    Args:
+        rates: ``pyrate_limiter.Rate(limit, interval, burst)``, interval in milliseconds; all must hold. Up to
+            ``burst`` units, by default ``limit``, go at once; ``burst=1`` is evenly spaced.
+        rpm: Requests per minute: short for ``Rate(rpm, 60_000)``.
+        key: What is limited together: a function of the request; by default the origin, and the model of an
+            LLM call. `snapshot` shows the keys, so return no credential.
+        max_wait: Seconds that a call waits here at most; ``None`` for no bound but its deadline.
+        max_queue: Calls of one key that wait at most (with a shared store: that wait or ask); one more is
+            refused unless it can go at once. ``None`` for no bound.
+        weight: Units that a call takes of every rate: a number, or a function of the request.
+        store: ``None`` for this process, or a `RedisStore`.
+        on_store_error: ``"open"`` lets calls pass while the store gives no answer, ``"closed"`` refuses them.
+        gate_cap: Seconds that a 429 holds its key at most, whatever it says.
+        gate_pace: Seconds between the first calls after that.
+
+    Raises:
+        ValueError: From a call, when ``key`` returns no string, or ``weight`` no whole number from 1 on.
+    """
+
+    rates: tuple[RateLike, ...] = field(
+        default=(),
+        converter=_twins,
+        validator=check(
+            "pyrate_limiter.Rate(limit, interval, burst) objects, each number whole and 1 or more",
+            lambda v: all(isinstance(rate, _Rate) for rate in v),
+        ),
+    )
+    rpm: int | None = field(default=None, validator=optional(whole(1)))
+    key: Callable[[Request], str] = field(
+        default=server_key, validator=check("a function of the request", callable)
+    )
+    max_wait: float | None = field(default=None, validator=optional(seconds(zero=True)))
+    max_queue: int | None = field(default=None, validator=optional(whole(0)))
+    weight: int | Callable[[Request], int] = field(
+        default=1, validator=check("a whole number, 1 or more, or a function of the request", _is_weight)
+    )
+    store: RedisStore | None = field(
+        default=None, validator=optional(check("a RedisStore", lambda v: isinstance(v, RedisStore)))
+    )
+    on_store_error: OnStoreError = field(
+        default=_OPEN,  # pyright: ignore[reportAssignmentType] # attrs' stub widens it to str
+        validator=check('"open" or "closed"', lambda v: v in {"open", "closed"}),
+    )
+    gate_cap: float = field(default=60.0, validator=seconds(zero=True))
+    gate_pace: float = field(default=0.05, validator=seconds(zero=True))
+
+    def __init__(
+        self,
+        *rates: RateLike,
+        rpm: int | None = None,
+        key: Callable[[Request], str] = server_key,
+        max_wait: float | None = None,
+        max_queue: int | None = None,
+        weight: int | Callable[[Request], int] = 1,
+        store: RedisStore | None = None,
+        on_store_error: OnStoreError = _OPEN,
+        gate_cap: float = 60.0,
+        gate_pace: float = 0.05,
+    ) -> None:
+        self.__attrs_init__(  # pyright: ignore[reportAttributeAccessIssue] # attrs makes it
+            rates, rpm, key, max_wait, max_queue, weight, store, on_store_error, gate_cap, gate_pace
+        )
+        least = min((rate.burst for rate in self.all_rates), default=math.inf)
+        if isinstance(weight, int) and weight > least:
+            raise ValueError(
+                f"RateLimit(weight=…) takes at most the burst of every rate, {least}, got {weight}"
+            )
+        if store is not None and not self.all_rates:
+            raise ValueError(
+                f"RateLimit(store=…) takes a store only with a rate to keep there, got {store!r}"
+            )
+
+    def __repr__(self) -> str:
+        plain = RateLimit()
+        shown = [repr(rate) for rate in self.rates]
+        for name in (a.name for a in fields(RateLimit) if a.name != "rates"):
+            value = getattr(self, name)
+            if value != getattr(plain, name):
+                shown.append(f"{name}={value!r}")
+        shown.append("per process" if self.store is None else "gate per process")
+        return f"RateLimit({', '.join(shown)})"
+
+    @property
+    def all_rates(self) -> tuple[RateLike, ...]:
+        """The rates, ``rpm`` among them."""
+        return self.rates if self.rpm is None else (*self.rates, _Rate(self.rpm, 60_000, self.rpm))
+
+    def build(self) -> RateLimiter:
+        """The running layer, with rates and gates of its own."""
+        return RateLimiter(self)
+
+
+# The pure part: who stands at the gate, and when each may go.
+
+
+@define(eq=False)
+class Waiter:
+    """A call that has come and not gone on yet."""
+
+    since: float
+    place: float = -math.inf
+    """When the gate lets it through, in seconds on the clock of the calls."""
+    after: tuple[float, float] = (-math.inf, 0.0)
+    """When the gate lets the next one through, and the gap after that."""
+
+
+class Line:
+    """The calls of one key in order of arrival, and the gate in front of them; its owner holds a lock.
+
+    Args:
+        pace: Seconds between the first calls after the gate opens.
+    """
+
+    def __init__(self, pace: float) -> None:
+        self.pace = pace
+        self.opens = -math.inf
+        self.waiters: dict[Waiter, None] = {}  # a set that keeps its order
+        self._after = (-math.inf, pace)  # as a waiter's: behind the last who went through
+
+    def enter(self, waiter: Waiter, now: float) -> None:
+        """Join at the end; the waiter learns its place."""
+        last = next(reversed(self.waiters), None)
+        self._place(waiter, self._after if last is None else last.after, now)
+        self.waiters[waiter] = None
+
+    def leave(self, waiter: Waiter, *, went: bool) -> None:
+        """Go, or give up; a place that was given up at the end of the line is the next one's."""
+        del self.waiters[waiter]
+        if went:
+            self._after = max(self._after, waiter.after)
+
+    def shut(self, until: float, now: float) -> None:
+        """Let nobody through before then, and give all who are here a new place, in their order."""
+        if until <= self.opens:
+            return
+        self.opens = until
+        after = self._after = (until, self.pace)
+        for waiter in self.waiters:
+            self._place(waiter, after, now)
+            after = waiter.after
+
+    def is_armed(self, now: float) -> bool:
+        """Whether there is anything to remember: somebody waits, or the gate has not long been open."""
+        return bool(self.waiters) or now < self._calm
+
+    @property
+    def _calm(self) -> float:
+        # the gaps add up to less than this: whoever stood at the gate when it opened is through by then
+        return self.opens + self.pace / (1 - _SHRINK)
+
+    def _place(self, waiter: Waiter, after: tuple[float, float], now: float) -> None:
+        waiter.place, waiter.after = now, after
+        free, gap = after
+        if now < max(self._calm, free):
+            waiter.place = max(now, free)
+            waiter.after = (waiter.place + gap, gap * _SHRINK)
+
+
+def patience(policy: RateLimit, waiter: Waiter, *, full: bool, deadline: float | None, now: float) -> float:
+    """Seconds that a call may still wait.
+
+    Args:
+        policy: The configuration.
+        waiter: The call.
+        full: Whether it found as many waiting as may wait.
+        deadline: When the whole call must be over, on the same clock as ``now``.
+        now: Seconds.
+    """
+    bounds = [0.0 if full else math.inf]
+    if policy.max_wait is not None:
+        bounds.append(policy.max_wait - (now - waiter.since))
+    if deadline is not None:
+        bounds.append(deadline - now)
+    return max(0.0, min(bounds))
+
+
+@frozen
+class Turn:
+    """What one call brings along."""
+
+    key: str
+    weight: int
+    waiter: Waiter
+    full: bool
+    record: Record
+    io: IO
+
+
+class RateLimiter:
+    """The running layer."""
+
+    def __init__(self, policy: RateLimit) -> None:
+        self.policy = policy
+        self.rates = _open_store(policy)
+        self._told = ", ".join(repr(rate) for rate in policy.all_rates)
+        self._lock = threading.Lock()
+        self.lines: Table[Line] = Table(
+            lambda: Line(policy.gate_pace), armed=lambda line, now: line.is_armed(now), limit=_KEYS
+        )
+        self._newest = 0.0
+
+    def snapshot(self) -> dict[str, Any]:
+        """By key: calls that wait, and seconds for which the gate stays shut, as of the newest call."""
+        with self._lock:
+            return {
+                "keys": {
+                    key: {"waiting": len(line.waiters), "gate": max(0.0, line.opens - self._newest)}
+                    for key, line in self.lines
+                }
+            }
+
+    def close(self) -> None:
+        """Let go of the store's connections."""
+        if self.rates is not None:
+            self.rates.close()
+
+    async def __call__(self, request: Request, call_next: Handler, io: IO) -> Response:
+        key, record = _key(self.policy, request), record_of(request)
+        await self._admit(key, _weight(self.policy, request), record, io)
+        response = await call_next(request)
+        if response.status_code == 429:
+            self._shut(key, response, record, io)
+        return response
+
+    async def _admit(self, key: str, weight: int, record: Record, io: IO) -> None:
+        now = self._newest = io.now()
+        waiter, went = Waiter(now), False
+        with self._lock:
+            line = self.lines.get(key, now)
+            full = self.policy.max_queue is not None and len(line.waiters) >= self.policy.max_queue
+            line.enter(waiter, now)
+        try:
+            turn = Turn(key, weight, waiter, full, record, io)
+            while not went:
+                await self._at_the_gate(turn)
+                went = await self._under_the_rates(turn)
+        finally:
+            with self._lock:
+                line.leave(waiter, went=went)
+
+    async def _at_the_gate(self, turn: Turn) -> None:
+        # the place moves when another 429 comes meanwhile
+        while (wait := turn.waiter.place - turn.io.now()) > _INSTANT:
+            if wait > self._patience(turn):
+                raise self._refusal(turn, wait, "the server asked everybody to wait (429)")
+            turn.record.emit("RateLimit", "waits", "the server asked everybody to wait (429)", wait)
+            await turn.io.sleep(wait)
+
+    async def _under_the_rates(self, turn: Turn) -> bool:
+        """Wait for a slot; whether the gate is still open when its time has come."""
+        if self.rates is None:
+            return True
+        slot = self.rates.slot(turn.key, turn.weight)
+        kept = False
+        try:
+            await self._reserve(self.rates, slot, turn)
+            if slot.wait is None:
+                raise RateLimited(f"a weight of {turn.weight} never fits {self._told}", layer="RateLimit")
+            if not slot.granted:
+                raise self._refusal(turn, slot.wait, self._told)
+            if slot.wait > 0:
+                turn.record.emit("RateLimit", "waits", self._told, slot.wait)
+                await turn.io.sleep(slot.wait)
+            kept = turn.waiter.place - turn.io.now() <= _INSTANT
+        finally:
+            if not kept:
+                self.rates.leave(slot)
+        return kept
+
+    async def _reserve(self, rates: RateStore, slot: Slot, turn: Turn) -> None:
+        now, longest = turn.io.now(), self._patience(turn)
+        if not rates.remote:
+            rates.reserve(slot, now, longest)
+            return
+        from ..stores.rates import StoreDown  # noqa: PLC0415 - loaded already, by the store
+
+        try:
+            await turn.io.to_thread(lambda: rates.reserve(slot, now, longest))
+        except StoreDown as down:
+            self._without_store(slot, down, turn.record)
+
+    def _without_store(self, slot: Slot, down: StoreDown, record: Record) -> None:
+        policy = self.policy.on_store_error
+        if down.news:
+            _logger.warning("RateLimit: the store gives no answer (%s); it fails %s", down.reason, policy)
+        if policy == "closed":
+            raise RateLimited(
+                f"the store gives no answer ({down.reason})", layer="RateLimit", retry_after=down.pause
+            )
+        record.emit("RateLimit", "goes on without its store", down.reason)
+        slot.granted, slot.wait = True, 0.0
+
+    def _patience(self, turn: Turn) -> float:
+        return patience(
+            self.policy, turn.waiter, full=turn.full, deadline=turn.record.deadline, now=turn.io.now()
+        )
+
+    def _refusal(self, turn: Turn, wait: float, cause: str) -> RateLimited:
+        bound = (
+            f"{self.policy.max_queue} calls wait already" if turn.full else "longer than this call may wait"
+        )
+        return RateLimited(f"a wait of {wait:.3g} s, {bound}: {cause}", layer="RateLimit", retry_after=wait)
+
+    def _shut(self, key: str, response: Response, record: Record, io: IO) -> None:
+        wait = told_wait(response.headers, io.wall())
+        if wait is None:
+            return
+        wait, now = min(wait, self.policy.gate_cap), io.now()
+        with self._lock:
+            self._newest = now
+            self.lines.get(key, now).shut(now + wait, now)
+        record.emit("RateLimit", "holds its key", "429", wait)
+
+
+def _open_store(policy: RateLimit) -> RateStore | None:
+    if not policy.all_rates:
+        return None
+    from pyrate_limiter import Rate  # noqa: PLC0415 - takes its time, so only who sets a rate pays for it
+
+    from ..stores.rates import MemoryRates  # noqa: PLC0415
+
+    rates = tuple(Rate(rate.limit, rate.interval, rate.burst) for rate in policy.all_rates)
+    return MemoryRates(rates) if policy.store is None else policy.store.open(rates)
+
+
+def _key(policy: RateLimit, request: Request) -> str:
+    key = policy.key(request)
+    if not isinstance(key, str):
+        raise ValueError(f"RateLimit(key=…) must return a string, got {type(key).__name__}")  # noqa: TRY004
+    return key
+
+
+def _weight(policy: RateLimit, request: Request) -> int:
+    weight = policy.weight(request) if callable(policy.weight) else policy.weight
+    if type(weight) is not int or weight < 1:
+        raise ValueError(f"RateLimit(weight=…) must return a whole number, 1 or more, got {weight!r}")
+    return weight
