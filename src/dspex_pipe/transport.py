@@ -49,7 +49,7 @@ class _Edge:
         self.inner = inner
         self._stack = stack
         self._io = io
-        self._refusals = refusals
+        self._refusals: Refusals = refusals
         self._owns_inner = owns_inner
         self._owns_stack = owns_stack
         self._handler: Handler = link(stack.steps, self._terminal, io)

@@ -91,7 +91,10 @@ class ByRules:
         """Remove what an unsafe request has made untrue (§4.4)."""
         request = call.request
         urls = self._rules.invalidated_by(
-            request.method, str(request.url), response.status_code, response.headers
+            request.method,
+            str(request.url.copy_with(userinfo=b"", fragment=None)),
+            response.status_code,
+            response.headers,
         )
         for url in urls:
             for method in ("GET", "HEAD"):
@@ -115,8 +118,9 @@ class ByRules:
         response = await call.call_next(request)
         answer = self._hishel.Response(response.status_code, _headers(self._hishel, response))
         learned = self._rules.learn(found, answer, call.io.wall())
-        if call.writes:
-            await self._storage.remove([_of(kept, id_) for id_ in learned.remove], call.io)
+        gone = [_of(kept, id_) for id_ in learned.remove]
+        if call.writes and not isinstance(learned, Store):
+            await self._storage.remove(gone, call.io)
         if isinstance(learned, Missing):  # a 304 about something that we do not have
             await call.io.close(response)
             return await self._ask(call, learned, kept)
@@ -128,11 +132,13 @@ class ByRules:
         if isinstance(learned, Pass):
             call.emit("passes by", learned.reason)
         elif call.writes:
-            await self._keep(call, found, learned, response)
+            await self._keep(call, found, learned, response, gone)
         return call.missed(response)
 
-    async def _keep(self, call: Exchange, found: Stale | Missing, learned: Store, response: Response) -> None:
-        """Keep an answer now, or when it has been read, if its length is not known."""
+    async def _keep(
+        self, call: Exchange, found: Stale | Missing, learned: Store, response: Response, old: list[Kept]
+    ) -> None:
+        """Keep an answer in the place of old ones: now, or, if its length is unknown, when it has been read."""
         headers = learned.response.headers
         varies = [name.strip().lower() for name in headers.get("vary", "").split(",")]
         chosen = {name: value for name, value in found.request.headers.items() if name in varies}
@@ -144,7 +150,7 @@ class ByRules:
                 return
             whole = Saved.of(response, body, call.io.wall())
             saved = Saved(whole.status, _pairs(headers), body, whole.stored_at, whole.extensions)
-            if await self._storage.save(call.key, saved, call.io, asked=asked, ttl=None, old=()):
+            if await self._storage.save(call.key, saved, call.io, asked=asked, ttl=None, old=old):
                 call.emit("keeps")
 
         body = await call.whole(response)

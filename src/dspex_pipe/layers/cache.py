@@ -165,9 +165,7 @@ class Caching:
         self._by_rules = ByRules(
             self.storage,
             shared=config.shared,
-            key=lambda request, method, url: (
-                key_parts(method, url, b"", identity=self._identity(request)).digest
-            ),
+            key=self._page_key,
             disguise=self._disguise,
         )
 
@@ -208,7 +206,10 @@ class Caching:
             call.key = self._key(request, body, record.options.get("sample", 0)).digest
             return await self._by_content.answer(call)
         if request.method in {"GET", "HEAD"}:
-            call.key = self._key(request, b"", 0).digest
+            if content_of(request) != b"":
+                record.emit("Cache", "passes by", f"a {request.method} with a body")
+                return await call_next(request)
+            call.key = self._page_key(request, request.method, _plain(request.url))
             return await self._by_rules.answer(call)
         response = await call_next(request)
         await self._by_rules.forget(call, response)
@@ -227,13 +228,18 @@ class Caching:
         config = self.config
         return key_parts(
             request.method,
-            str(request.url.copy_with(userinfo=b"", fragment=None)),
+            _plain(request.url),
             body,
             only=("model", "messages", "input", "prompt") if config.key == "messages" else None,
             vary={name: request.headers.get(name, "") for name in config.vary},
             identity=self._identity(request),
             sample=sample,
         )
+
+    def _page_key(self, request: Request, method: str, url: str) -> str:
+        """The key of what HTTP's rules keep for whoever sends this request."""
+        kind = "shared" if self.config.shared else "private"
+        return key_parts(method, url, b"", identity=f"{kind} {self._identity(request)}").digest
 
     def _identity(self, request: Request) -> str:
         config = self.config
@@ -264,6 +270,11 @@ class Caching:
             return str(one)
         two = self._key(other, content_of(other) or b"", 0)
         return "\n".join(difference(one, two)) or "the keys are the same"
+
+
+def _plain(url: Any) -> str:
+    """A URL without its userinfo, which is a credential, and its fragment, which is never sent."""
+    return str(url.copy_with(userinfo=b"", fragment=None))
 
 
 def _open(store: Any) -> Any:
