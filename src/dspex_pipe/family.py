@@ -239,8 +239,6 @@ def _with_length(headers: HeaderPairs | None, content: bytes) -> list[tuple[str,
     """The headers, with the length of the content; an answer to HEAD has no content, and tells a length."""
     items: Any = headers.items() if isinstance(headers, Mapping) else headers or ()
     pairs: list[tuple[str, str]] = list(items)
-        list(headers.items()) if isinstance(headers, Mapping) else [*(headers or ())]
-    )
     if not content and any(name.lower() == "content-length" for name, _ in pairs):
         return pairs
     kept = [(name, value) for name, value in pairs if name.lower() != "content-length"]

@@ -138,7 +138,7 @@ class ByRules:
     async def _keep(
         self, call: Exchange, found: Stale | Missing, learned: Store, response: Response, old: list[Kept]
     ) -> None:
-        """Keep an answer in the place of old ones: now, or, if its length is unknown, when it has been read."""
+        """Keep an answer in the place of old ones; if its length is unknown, when it has been read."""
         headers = learned.response.headers
         varies = [name.strip().lower() for name in headers.get("vary", "").split(",")]
         chosen = {name: value for name, value in found.request.headers.items() if name in varies}
