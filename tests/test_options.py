@@ -435,3 +435,9 @@ def test_one_options_object_may_be_entered_by_many_tasks_at_once(backend):
     anyio.run(main, backend=backend)
     by_tier = {str(number): [s for s in look.seen if s["tier"] == str(number)] for number in range(4)}
     assert by_tier == {tier: [{"tier": tier, "deadline": 1}, {"tier": tier}] for tier in by_tier}
+
+
+@pytest.mark.parametrize("given", ["text", 5, ["deadline"]], ids=str)
+def test_an_extension_that_is_no_options_is_an_error(given):
+    with pytest.raises(TypeError, match=r'extensions\["dspex"\] takes options\(…\), got '):
+        build_client([], transport=Script(200)).get("http://x.test/", extensions={"dspex": given})

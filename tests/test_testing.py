@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import threading
 
 import attrs
 import httpx
+import httpx2
 import pytest
 
-from dspex_pipe import LayerError, Pipeline, Retry, respond
+from dspex_pipe import Breaker, LayerError, Overloaded, Pipeline, Retry, respond
+from dspex_pipe.io import ASYNC, BLOCKING
 from dspex_pipe.testing import Reply, Script, VirtualIO, check_layer
 from modes import World
 
@@ -305,3 +308,121 @@ def test_the_kit_runs_inside_a_running_loop():
 def test_the_kit_refuses_what_is_no_layer():
     with pytest.raises(TypeError, match="is not a layer"):
         check_layer(3)
+
+
+# Events on the virtual clock
+
+
+def test_an_event_wakes_its_waiters_and_a_wait_ends_with_its_time():
+    io = VirtualIO()
+    shared = []
+
+    async def waiter(seconds):
+        event = io.event()
+        shared.append(event)
+        return await event.wait(seconds), io.now()
+
+    async def setter():
+        await io.sleep(5)
+        for event in shared:
+            event.set()
+        return "set"
+
+    assert io.run_all(waiter(None), waiter(2), waiter(9), setter()) == [
+        (True, 5),
+        (False, 2),
+        (True, 5),
+        "set",
+    ]
+
+    async def set_before():
+        event = io.event()
+        event.set()
+        return await event.wait()
+
+    assert io.run(set_before()) is True
+
+
+def test_waiting_for_nobody_is_an_error():
+    io = VirtualIO()
+    with pytest.raises(LayerError, match="every coroutine waits, and nothing will wake them"):
+        io.run_all(_wait_for_ever(io), _wait_for_ever(io))
+
+
+async def _wait_for_ever(io):
+    await io.event().wait()
+
+
+def test_outside_the_scheduler_an_event_is_one_of_the_running_mode(world: World):
+    io = VirtualIO()
+
+    async def main():
+        event = io.event()
+        event.set()
+        return await event.wait(5)
+
+    assert world.run(main) is True
+    assert io.now() == 0
+
+
+def test_a_real_event_times_out(world: World):
+    async def main():
+        event = (BLOCKING if world.blocking else ASYNC).event()
+        return await event.wait(0)
+
+    assert world.run(main) is False
+
+
+def test_to_thread_calls_here_or_there(world: World):
+    async def main():
+        virtual = await VirtualIO().to_thread(threading.get_ident)
+        real = await (BLOCKING if world.blocking else ASYNC).to_thread(threading.get_ident)
+        return virtual, real
+
+    here = threading.get_ident()
+    virtual, real = world.run(main)
+    assert virtual == here
+    assert (real == here) is world.blocking
+
+
+def test_a_scripted_body_that_has_ended_stays_ended():
+    response = Pipeline([]).client(transport=Script(Reply(chunks=[b"a"]))).get("http://x.test/")
+    assert response.content == b"a"
+    script = Script(Reply(chunks=[b"a"]))
+    body = VirtualIO().run(script(REQUEST)).stream
+    assert list(body) == [b"a"]
+    assert list(body) == []
+
+
+def test_the_kit_accepts_a_layer_that_answers_or_refuses_everything():
+    async def answers(request, call_next):
+        return respond(request, 200, content=b"mine")
+
+    async def refuses(request, call_next):
+        raise Overloaded("always", layer="refuses")
+
+    check_layer(answers)
+    check_layer(refuses)
+
+
+def test_the_kit_accepts_what_refuses_under_trouble():
+    async def touchy(request, call_next):
+        response = await call_next(request)
+        if response.status_code == 503:
+            await response_closed(response)
+            raise Overloaded("busy", layer="touchy", sent=True)
+        return response
+
+    async def response_closed(response):
+        response.stream.close()
+
+    check_layer(touchy)
+    check_layer(Pipeline([Breaker(consecutive=1)]))
+
+
+def test_the_kit_accepts_ready_made_responses():
+    async def ready(request, call_next):
+        module = httpx if isinstance(request, httpx.Request) else httpx2
+        return module.Response(200, text="ready")
+
+    check_layer(ready)

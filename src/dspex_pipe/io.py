@@ -256,7 +256,7 @@ ASYNC = AsyncIO()
 
 
 def _blame_nobody(_: Iterable[tuple[FrameType, int]]) -> str:
-    return "a coroutine"
+    return "a blocking store"
 
 
 def drive(
@@ -315,7 +315,7 @@ def _dismiss(coroutine: Coroutine[Any, Any, Any]) -> None:
     """Close a suspended coroutine, again for each ``finally`` in it that awaits, within a bound."""
     for _ in range(_CLOSE_BOUND):
         try:
-            coroutine.close()
+            return coroutine.close()
         except Exception:  # noqa: BLE001, S112 - a clean-up that fails; Suspended is the one to be seen
             continue
-        return
+    return None

@@ -154,12 +154,8 @@ class Storage:
             await self._run(self._call(self.store.remove_entry, one.entry.id), io)
 
     def close(self) -> None:
-        """Close the store."""
+        """Close the store; one that we opened is blocking."""
         self.store.close()
-
-    async def aclose(self) -> None:
-        """Close the store, whichever way it closes."""
-        await self._call(self.store.close)
 
     async def _run(self, operation: Coroutine[Any, Any, T], io: IO) -> T | None:
         try:

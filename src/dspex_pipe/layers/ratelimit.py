@@ -141,8 +141,9 @@ class RateLimit:
 
     Every `RateLimit` is a gate, too, and without a rate it is nothing else: a 429 whose ``retry-after`` or
     ``retry-after-ms`` names a wait holds all calls of its key for so long; several at once hold it until the
-    latest, they do not add up. Then the calls go one after the other, ``gate_pace`` apart at first
-    and each gap 1 % shorter, so that any queue is through within 100 times ``gate_pace``. The 429 itself is
+    latest, they do not add up. Then the calls go one after the other, at most ``gate_pace`` apart at first
+    and each gap 1 % shorter, so that any queue is through within the time that the 429 asked for, and at most
+    100 times ``gate_pace``. The 429 itself is
     handed up; a `Retry` above decides about it. The gate belongs to this process, also where the store is
     shared.
 
@@ -159,7 +160,7 @@ class RateLimit:
         store: ``None`` for this process, or a `RedisStore`.
         on_store_error: ``"open"`` lets calls pass while the store gives no answer, ``"closed"`` refuses them.
         gate_cap: Seconds that a 429 holds its key at most, whatever it says.
-        gate_pace: Seconds between the first calls after that.
+        gate_pace: Seconds between the first calls after that, at most.
 
     Raises:
         ValueError: From a call, when ``key`` returns no string, or ``weight`` no whole number from 1 on.
@@ -262,6 +263,8 @@ class Line:
     def __init__(self, pace: float) -> None:
         self.pace = pace
         self.opens = -math.inf
+        # when whoever stood at the gate as it opened is through
+        self._calm = -math.inf
         self.waiters: dict[Waiter, None] = {}  # a set that keeps its order
         self._after = (-math.inf, pace)  # as a waiter's: behind the last who went through
 
@@ -282,7 +285,10 @@ class Line:
         if until <= self.opens:
             return
         self.opens = until
-        after = self._after = (until, self.pace)
+        # the gaps add up to no more than the wait itself: a short one must not slow a busy key down for long
+        pace = min(self.pace, (until - now) * (1 - _SHRINK))
+        self._calm = until + pace / (1 - _SHRINK)
+        after = self._after = (until, pace)
         for waiter in self.waiters:
             self._place(waiter, after, now)
             after = waiter.after
@@ -290,11 +296,6 @@ class Line:
     def is_armed(self, now: float) -> bool:
         """Whether there is anything to remember: somebody waits, or the gate has not long been open."""
         return bool(self.waiters) or now < self._calm
-
-    @property
-    def _calm(self) -> float:
-        # the gaps add up to less than this: whoever stood at the gate when it opened is through by then
-        return self.opens + self.pace / (1 - _SHRINK)
 
     def _place(self, waiter: Waiter, after: tuple[float, float], now: float) -> None:
         waiter.place, waiter.after = now, after

@@ -67,13 +67,20 @@ def _check_build(layer: Any) -> None:
     hash(layer)
 
 
+def _fresh(layer: Any) -> Any:
+    """A pipeline keeps its state, wherever it goes: each scenario gets one like it that has seen nothing."""
+    if not isinstance(layer, Pipeline):
+        return layer
+    return Pipeline([_fresh(inner) for inner in layer.layers], on_event=layer.on_event)
+
+
 class _Rig:
     """A client of one mode and library, whose every request goes through the layer to a script."""
 
     def __init__(self, layer: LayerLike, family: Family, mode: str, arguments: Mapping[str, Any]) -> None:
         self.family = family
         self.mode = mode
-        self.pipeline = Pipeline([layer])
+        self.pipeline = Pipeline([_fresh(layer)])
         self.io = VirtualIO()
         self._arguments = arguments
         self._client: Any = None
@@ -85,8 +92,7 @@ class _Rig:
 
         async def play() -> None:
             await scenario(self)
-            if self._client is not None:
-                await (self._client.aclose() if self.mode != "blocking" else _done(self._client.close()))
+            await (self._client.aclose() if self.mode != "blocking" else _done(self._client.close()))
 
         def enter() -> None:
             try:
@@ -122,12 +128,20 @@ class _Rig:
         response: Response = answer if self.mode == "blocking" else await answer
         return response
 
-    async def try_to_send(self) -> Response | None:
+    async def try_to_send(self, request: Request | None = None) -> Response | None:
         """Send; ``None`` when that raises what a caller of this library expects to be raised."""
         try:
-            return await self.send()
+            return await self.send(request)
         except self.family.module.HTTPError:
             return None
+
+    async def try_to_read(self, response: Response | None) -> bytes:
+        """The raw body, whole, of a response if there is one."""
+        return b"" if response is None else await self.read(response)
+
+    def is_upstreams(self, response: Response | None) -> bool:
+        """Whether this is the script's answer, as it was."""
+        return response is not None and _MARK in response.headers
 
     async def read(self, response: Response) -> bytes:
         """The raw body, whole; a response that httpx made of ``content=`` has been read already."""
@@ -176,9 +190,9 @@ def _good(_: Request) -> Reply:
 
 async def _answers(rig: _Rig) -> None:
     rig.upstream(_good)
-    response = await rig.send()
-    body = await rig.read(response)
-    if _MARK in response.headers and "content-encoding" not in response.headers:
+    response = await rig.try_to_send()
+    body = await rig.try_to_read(response)
+    if rig.is_upstreams(response):
         _must(body == b'{"answer": 42}', f"the body was {body[:80]!r}")
     rig.check_nothing_open()
 
@@ -187,7 +201,7 @@ async def _keeps_the_request(rig: _Rig) -> None:
     rig.upstream(_good)
     request = rig.request()
     before = request.method, str(request.url), request.headers.raw, copy.deepcopy(request.extensions)
-    await rig.read(await rig.send(request))
+    await rig.try_to_read(await rig.try_to_send(request))
     after = request.method, str(request.url), request.headers.raw, copy.deepcopy(request.extensions)
     _must(before == after, f"it was {before}, and is {after}")
 
@@ -198,49 +212,44 @@ def _stream(**more: Any) -> Reply:
 
 async def _streams(rig: _Rig) -> None:
     rig.upstream(lambda _: _stream())
-    response = await rig.send()
-    body = await rig.read(response)
-    if _MARK in response.headers:
+    response = await rig.try_to_send()
+    body = await rig.try_to_read(response)
+    if rig.is_upstreams(response):
         _must(body == b"".join(_EVENTS), f"the stream was {body[:80]!r}")
     rig.check_nothing_open()
 
 
 async def _lets_go_early(rig: _Rig) -> None:
     rig.upstream(lambda _: _stream())
-    await rig.read_one(await rig.send())
+    response = await rig.try_to_send()
+    if response is not None:
+        await (rig.read_one(response) if rig.is_upstreams(response) else rig.read(response))
     rig.check_nothing_open()
 
 
 async def _closes_what_it_drops(rig: _Rig) -> None:
     busy = Reply(status=503, chunks=(b"busy",) * 3)
     rig.upstream(busy, busy, _good)
-    response = await rig.try_to_send()
-    if response is not None:
-        await rig.read(response)
+    await rig.try_to_read(await rig.try_to_send())
     rig.check_nothing_open()
 
 
 async def _lets_errors_through(rig: _Rig) -> None:
     rig.upstream("ReadError", _good)
-    response = await rig.try_to_send()
-    if response is not None:
-        await rig.read(response)
-    again = await rig.try_to_send()  # it may refuse, but not be stuck or broken
-    if again is not None:
-        await rig.read(again)
+    await rig.try_to_read(await rig.try_to_send())
+    await rig.try_to_read(await rig.try_to_send())  # it may refuse, but not be stuck or broken
     rig.check_nothing_open()
 
 
 async def _shows_truncation(rig: _Rig) -> None:
     rig.upstream(lambda _: _stream(error="RemoteProtocolError"))
     response = await rig.try_to_send()
-    if response is not None:
-        try:
-            await rig.read(response)
-        except rig.family.module.HTTPError:
-            await rig.close(response)
-        else:
-            _must(_MARK not in response.headers, "a broken body looked complete")
+    try:
+        await rig.try_to_read(response)
+    except rig.family.module.HTTPError:
+        pass
+    else:
+        _must(not rig.is_upstreams(response), "a broken body looked complete")
     rig.check_nothing_open()
 
 
@@ -256,14 +265,15 @@ async def _lets_cancellation_through(rig: _Rig) -> None:
 
         rig.upstream(interrupt)
         try:
-            await rig.send()
+            await rig.try_to_send()
         except _Interrupt:
             return
-        raise AssertionError("an interrupt was swallowed")
+        _must(not rig.script.requests, "an interrupt was swallowed")
+        return
     with anyio.CancelScope() as scope:
         rig.upstream(_good, transport=_Cancelling(scope))
-        await rig.send()
-    _must(scope.cancelled_caught, "a cancellation was swallowed")
+        await rig.try_to_send()
+    _must(scope.cancelled_caught or not scope.cancel_called, "a cancellation was swallowed")
 
 
 class _Cancelling:
@@ -283,9 +293,8 @@ async def _answers_at_once(rig: _Rig) -> None:
 
     async def one() -> None:
         response = await rig.try_to_send()
-        if response is not None:
-            await rig.read(response)
-            got.append(response)
+        await rig.try_to_read(response)
+        got.extend([response] if response is not None else [])
 
     if rig.mode == "blocking":
         threads = [threading.Thread(target=lambda: drive(one(), blame)) for _ in range(_AT_ONCE)]
@@ -303,7 +312,7 @@ async def _answers_at_once(rig: _Rig) -> None:
 
 async def _tells_its_state(rig: _Rig) -> None:
     rig.upstream(_good)
-    await rig.read(await rig.send())
+    await rig.try_to_read(await rig.try_to_send())
     json.dumps(rig.pipeline.snapshot())
 
 
