@@ -22,7 +22,8 @@ def test_the_readme_has_snippets():
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda s: s.splitlines()[-1][:40])
 # Snippets close nothing, for brevity: what that leaves behind is not under test here.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
-def test_snippet_runs(snippet, provider, monkeypatch):
+def test_snippet_runs(snippet, provider, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for name in ("OPENAI", "ANTHROPIC"):
         monkeypatch.setenv(f"{name}_API_KEY", "test")
     monkeypatch.setenv("OPENAI_BASE_URL", f"{provider.url}/v1")

@@ -282,8 +282,9 @@ def drive(
         if _raised_by_a_loop(exc):
             raise _suspended(blame(_walk(exc.__traceback__))) from exc
         raise
-    guilty = blame(_suspended_frames(coroutine))
-    _dismiss(coroutine)
+    chain = _chain(coroutine)
+    guilty = blame([(link.cr_frame, link.cr_frame.f_lineno) for link in chain])
+    _dismiss(chain)
     raise _suspended(guilty)
 
 
@@ -305,17 +306,24 @@ def _raised_by_a_loop(exc: RuntimeError) -> bool:
     return str(frame.f_globals.get("__name__", "")).partition(".")[0] in _LOOPS
 
 
-def _suspended_frames(coroutine: Any) -> Iterator[tuple[FrameType, int]]:
-    while (frame := getattr(coroutine, "cr_frame", None)) is not None:
-        yield frame, frame.f_lineno
+def _chain(coroutine: Any) -> list[Any]:
+    """A suspended coroutine, and those that it waits for, outermost first."""
+    found = []
+    while getattr(coroutine, "cr_frame", None) is not None:
+        found.append(coroutine)
         coroutine = coroutine.cr_await
+    return found
 
 
-def _dismiss(coroutine: Coroutine[Any, Any, Any]) -> None:
-    """Close a suspended coroutine, again for each ``finally`` in it that awaits, within a bound."""
-    for _ in range(_CLOSE_BOUND):
-        try:
-            return coroutine.close()
-        except Exception:  # noqa: BLE001, S112 - a clean-up that fails; Suspended is the one to be seen
-            continue
-    return None
+def _dismiss(chain: list[Any]) -> None:
+    """Close suspended coroutines, innermost first, each again for every ``finally`` in it that awaits.
+
+    Closing only the outermost would end it with the error of the innermost, which would stay suspended.
+    """
+    for coroutine in reversed(chain):
+        for _ in range(_CLOSE_BOUND):
+            try:
+                coroutine.close()
+            except Exception:  # noqa: BLE001, S112 - a clean-up that fails; Suspended is the one to be seen
+                continue
+            break

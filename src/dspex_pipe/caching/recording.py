@@ -63,10 +63,10 @@ class Recording:
 
     def _note(self, chunk: bytes) -> bytes:
         self._left -= len(chunk)
-        if self._left < 0:
-            self._parts = None
-        elif self._parts is not None:
+        if self._parts is not None and self._left >= 0:
             self._parts.append(chunk)
+        else:
+            self._parts = None
         return chunk
 
     def _whole(self) -> bytes | None:
