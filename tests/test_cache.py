@@ -272,6 +272,21 @@ def test_a_hit_keeps_protocol_version_and_reason(world: World):
     world.run(main)
 
 
+@pytest.mark.parametrize("how", ["content", "rules"])
+def test_header_bytes_of_any_encoding_come_back_as_they_were(how, http):
+    def upstream(request):
+        raw = [(b"x-name", b"caf\xe9"), (b"x-name", "\u96ea".encode()), (b"cache-control", b"max-age=60")]
+        return http.Response(200, headers=raw, json=ANSWER)
+
+    client = Pipeline([Cache()]).client(http=http, transport=http.MockTransport(upstream))
+    call = ("POST", URL) if how == "content" else ("GET", "http://x.test/")
+    for expected in ("miss", "hit"):
+        response = client.request(*call, json=ASK if how == "content" else None)
+        assert response.headers["x-dspex-cache"] == expected
+        named = [value for name, value in response.headers.raw if name.lower() == b"x-name"]
+        assert named == [b"caf\xe9", "\u96ea".encode()]
+
+
 def test_a_ttl_is_kept_to_the_second():
     _, _, io, client = setup(Cache(ttl=60))
     assert ask(client)[0] == 1

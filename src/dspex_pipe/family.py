@@ -235,11 +235,19 @@ def respond(
     return family_of(request).respond(status, headers=headers, content=content, extensions=extensions)
 
 
-def _with_length(headers: HeaderPairs | None, content: bytes) -> list[tuple[str, str]]:
+def _with_length(headers: HeaderPairs | None, content: bytes) -> list[tuple[bytes, bytes]]:
     """The headers, with the length of the content; an answer to HEAD has no content, and tells a length."""
     items: Any = headers.items() if isinstance(headers, Mapping) else headers or ()
-    pairs: list[tuple[str, str]] = list(items)
-    if not content and any(name.lower() == "content-length" for name, _ in pairs):
+    pairs = [(name.lower().encode("ascii"), _encoded(value)) for name, value in items]
+    if not content and any(name == b"content-length" for name, _ in pairs):
         return pairs
-    kept = [(name, value) for name, value in pairs if name.lower() != "content-length"]
-    return [*kept, ("content-length", str(len(content)))]
+    kept = [pair for pair in pairs if pair[0] != b"content-length"]
+    return [*kept, (b"content-length", str(len(content)).encode("ascii"))]
+
+
+def _encoded(value: str) -> bytes:
+    # what came from a wire goes back as it was: HTTP has bytes there, of no known encoding
+    try:
+        return value.encode("latin-1")
+    except UnicodeEncodeError:
+        return value.encode("utf-8")

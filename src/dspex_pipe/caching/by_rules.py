@@ -10,7 +10,7 @@ from ..body import copy_request
 from .exchange import Exchange, Failed
 from .flight import Flight, Flights, Landed
 from .http import Fresh, HttpRules, Missing, Pass, Refresh, Stale, Store
-from .storage import Kept, Saved, Storage
+from .storage import Kept, Saved, Storage, header_pairs
 
 if TYPE_CHECKING:
     from ..family import Request, Response
@@ -166,8 +166,8 @@ def _of(kept: list[Kept], id_: Any) -> Kept:
 
 def _headers(hishel: Any, response: Response) -> Any:
     headers: dict[str, list[str]] = {}
-    for name, value in response.headers.multi_items():
-        headers.setdefault(name.lower(), []).append(value)
+    for name, value in header_pairs(response):
+        headers.setdefault(name, []).append(value)
     return hishel.Headers(headers)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..family import Response
     from ..io import IO
 
-__all__ = ["HOP_BY_HOP", "Kept", "Saved", "Storage"]
+__all__ = ["HOP_BY_HOP", "Kept", "Saved", "Storage", "header_pairs"]
 
 T = TypeVar("T")
 
@@ -72,14 +72,19 @@ class Saved:
         named = {n.strip().lower() for n in response.headers.get("connection", "").split(",")}
         gone = HOP_BY_HOP | named | {"content-length", "x-should-retry"}
         kept = tuple(
-            (name.lower(), value)
-            for name, value in response.headers.multi_items()
-            if name.lower() not in gone and not name.lower().startswith("x-dspex-")
+            (name, value)
+            for name, value in header_pairs(response)
+            if name not in gone and not name.startswith("x-dspex-")
         )
         extensions = tuple(
             (name, response.extensions[name]) for name in _EXTENSIONS if name in response.extensions
         )
         return cls(response.status_code, kept, body, now, extensions)
+
+
+def header_pairs(response: Response) -> list[tuple[str, str]]:
+    """The headers as they came, byte for byte: a decoding that guesses could not be undone."""
+    return [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in response.headers.raw]
 
 
 @frozen
