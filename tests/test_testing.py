@@ -426,3 +426,58 @@ def test_the_kit_accepts_ready_made_responses():
         return module.Response(200, text="ready")
 
     check_layer(ready)
+
+
+# Bounded in time
+
+
+def test_what_takes_too_long_is_cancelled_on_the_virtual_clock():
+    io, ended = VirtualIO(), []
+
+    async def slow(seconds):
+        try:
+            await io.sleep(seconds)
+            return seconds
+        finally:
+            ended.append((seconds, io.now()))
+
+    async def bounded(seconds, bound):
+        try:
+            return await io.bounded(slow(seconds), bound), io.now()
+        except TimeoutError as exc:
+            return str(exc), io.now()
+
+    results = io.run_all(bounded(5, 2), bounded(1, 3), bounded(4, 4))
+    assert results == [("2 s are over", 2), (1, 1), (4, 4)]
+    assert ended == [(1, 1), (5, 2), (4, 4)]
+
+
+def test_an_event_in_time_saves_what_is_bounded():
+    io, events = VirtualIO(), []
+
+    async def waits():
+        events.append(io.event())
+        return await io.bounded(events[0].wait(), 9)
+
+    async def sets():
+        await io.sleep(3)
+        events[0].set()
+
+    assert io.run_all(waits(), sets())[0] is True
+    assert io.now() == 3
+
+
+def test_bounded_in_real_modes(world: World):
+    io = BLOCKING if world.blocking else ASYNC
+
+    async def quick():
+        return 1
+
+    async def main():
+        assert await io.bounded(quick(), 5) == 1
+        assert await VirtualIO().bounded(quick(), 5) == 1
+        if not world.blocking:
+            with pytest.raises(TimeoutError, match="0 s are over"):
+                await io.bounded(io.event().wait(), 0)
+
+    world.run(main)

@@ -127,6 +127,17 @@ class IO:
             if self.now() > late:
                 return
 
+    async def bounded(self, coroutine: Coroutine[Any, Any, T], seconds: float) -> T:
+        """Await a coroutine for so many seconds at most.
+
+        Async modes pre-empt it: it is cancelled when the time is over. Blocking code cannot be pre-empted, so
+        there it runs to its end, however late: bound its socket operations, too.
+
+        Raises:
+            TimeoutError: The time was over first.
+        """
+        raise NotImplementedError
+
     def event(self) -> Event:
         """A flag that any thread may set, and one waiter of this mode may wait for."""
         raise NotImplementedError
@@ -159,6 +170,10 @@ class BlockingIO(IO):
     def chunks(self, response: Response) -> AsyncIterator[bytes]:
         """The raw body, each piece read where it is asked for."""
         return _Inline(iter(response.stream))  # type: ignore[arg-type] # a blocking body, in this mode
+
+    async def bounded(self, coroutine: Coroutine[Any, Any, T], seconds: float) -> T:
+        """Await it; what comes in time is returned, what comes late all the same."""
+        return await coroutine
 
     def event(self) -> Event:
         """A flag to block on."""
@@ -194,6 +209,13 @@ class AsyncIO(IO):
     def chunks(self, response: Response) -> AsyncIterator[bytes]:
         """The raw body."""
         return response.stream.__aiter__()  # type: ignore[union-attr] # an async body, in this mode
+
+    async def bounded(self, coroutine: Coroutine[Any, Any, T], seconds: float) -> T:
+        """Await it, and cancel it when the time is over."""
+        with anyio.move_on_after(seconds):
+            return await coroutine
+        # only the scope's own deadline comes here: the caller's cancellation goes on through it
+        raise TimeoutError(f"{seconds:.3g} s are over")
 
     def event(self) -> Event:
         """A flag to await, on the event loop that runs here."""

@@ -67,14 +67,30 @@ class VirtualIO(IO):
         """The raw body, whichever way it reads."""
         return (ASYNC if hasattr(response.stream, "__aiter__") else BLOCKING).chunks(response)
 
+    async def bounded(self, coroutine: Coroutine[Any, Any, T], seconds: float) -> T:
+        """Await it; under `run_all` it is cancelled when the time on the virtual clock is over."""
+        if not self._scheduled:
+            return await (ASYNC if _in_a_loop() else BLOCKING).bounded(coroutine, seconds)
+        late = self._clock + seconds
+        while True:
+            try:
+                signal = coroutine.send(None)
+            except StopIteration as done:
+                result: T = done.value
+                return result
+            if signal.when(self._clock) > late:
+                await _Until(late, signal.event)
+            else:
+                await signal
+            if self._clock >= late and signal.when(self._clock) > late:
+                coroutine.close()
+                raise TimeoutError(f"{seconds:.3g} s are over")
+
     def event(self) -> Event:
         """A flag on the virtual clock under `run_all`; otherwise one of the mode that runs here."""
         if self._scheduled:
             return _VirtualEvent(self)
-        try:
-            return ASYNC.event()
-        except RuntimeError:  # no event loop runs here
-            return BLOCKING.event()
+        return (ASYNC if _in_a_loop() else BLOCKING).event()
 
     async def to_thread(self, function: Callable[[], T]) -> T:
         """Call it, here."""
@@ -131,6 +147,15 @@ class VirtualIO(IO):
         return [results[number] for number in range(len(coroutines))]
 
 
+def _in_a_loop() -> bool:
+    """Whether an event loop runs here."""
+    try:
+        ASYNC.event()
+    except RuntimeError:
+        return False
+    return True
+
+
 class _VirtualEvent:
     """An `Event` under the scheduler."""
 
@@ -152,11 +177,11 @@ class _Until:
 
     def __init__(self, at: float, event: _VirtualEvent | None = None) -> None:
         self._at = at
-        self._event = event
+        self.event = event
 
     def when(self, now: float) -> float:
         """When it is over, as far as is known now."""
-        return now if self._event is not None and self._event.is_set else self._at
+        return now if self.event is not None and self.event.is_set else self._at
 
     def __await__(self) -> Generator[_Until, None, None]:
         yield self
