@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dspex_pipe import Breaker, Budget, Cache, Logging, Pipeline, RateLimit, Retry
+from dspex_pipe import Breaker, Budget, Cache, Logging, Pipeline, RateLimit, Retry, Timeout
 from dspex_pipe.testing import check_layer
 
 COMPLETION = {
@@ -37,6 +37,8 @@ LAYERS = [
     RateLimit(),
     RateLimit(rpm=60_000),
     Cache(),
+    Timeout(total=60, attempt=30, connect=5),
+    Timeout(attempt=30),
     Cache(ttl=60),
     Cache(match=lambda request: True),
     plain,

@@ -39,6 +39,7 @@ def test_the_front_door_holds_exactly_these_names():
         "Response",
         "Retry",
         "Suspended",
+        "Timeout",
         "Trace",
         "Verdict",
         "attach",

@@ -24,6 +24,7 @@ from .layers.cache import Cache
 from .layers.logging import Logging
 from .layers.ratelimit import RateLimit, RedisStore
 from .layers.retry import Budget, Retry
+from .layers.timeout import Timeout
 from .options import options
 from .outcome import Verdict
 from .pipeline import Layer, Pipeline
@@ -60,6 +61,7 @@ __all__ = [
     "Response",
     "Retry",
     "Suspended",
+    "Timeout",
     "Trace",
     "Verdict",
     "attach",

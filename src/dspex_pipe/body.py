@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Ending",
+    "Passing",
     "Tap",
     "content_of",
     "copy_request",
@@ -154,26 +155,25 @@ def tap(response: Response, observer: Tap) -> None:
     put_stream(response, _Tapped(response.stream, observer))
 
 
-class _Tapped:
-    """A body in one pass, with an observer; a class, so that its end does not depend on a generator's."""
+class Passing:
+    """A body that passes through, in one pass; a class, so that its end does not depend on a generator's.
 
-    def __init__(self, stream: Any, observer: Tap) -> None:
+    Subclasses look at what passes by overriding the two ways to get the next piece, and the two closes.
+
+    Args:
+        stream: The body below, of the response's own library.
+    """
+
+    def __init__(self, stream: Any) -> None:
         self._stream = stream
-        self._observer = observer
         self._chunks: Any = None
-        self._ended = False
 
     def __iter__(self) -> Iterator[bytes]:
         self._chunks = iter(self._stream)
         return self
 
     def __next__(self) -> bytes:
-        try:
-            chunk: bytes = next(self._chunks)
-        except BaseException as exc:
-            self._end_by(exc)
-            raise
-        self._observer.feed(chunk)
+        chunk: bytes = next(self._chunks)
         return chunk
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -181,8 +181,43 @@ class _Tapped:
         return self
 
     async def __anext__(self) -> bytes:
+        chunk: bytes = await anext(self._chunks)
+        return chunk
+
+    def close(self) -> None:
+        """Close the body below, in blocking mode."""
+        self._stream.close()
+
+    async def aclose(self) -> None:
+        """Close the body below, in async modes."""
         try:
-            chunk: bytes = await anext(self._chunks)
+            # httpx's own streams are async generators: left to the garbage collector, trio complains
+            if hasattr(self._chunks, "aclose"):
+                await self._chunks.aclose()
+        finally:
+            await self._stream.aclose()
+
+
+class _Tapped(Passing):
+    """A body with an observer."""
+
+    def __init__(self, stream: Any, observer: Tap) -> None:
+        super().__init__(stream)
+        self._observer = observer
+        self._ended = False
+
+    def __next__(self) -> bytes:
+        try:
+            chunk = super().__next__()
+        except BaseException as exc:
+            self._end_by(exc)
+            raise
+        self._observer.feed(chunk)
+        return chunk
+
+    async def __anext__(self) -> bytes:
+        try:
+            chunk = await super().__anext__()
         except BaseException as exc:
             self._end_by(exc)
             raise
@@ -191,20 +226,15 @@ class _Tapped:
 
     def close(self) -> None:
         try:
-            self._stream.close()
+            super().close()
         finally:
             self._end(Ending.CLOSED)
 
     async def aclose(self) -> None:
         try:
-            # httpx's own streams are async generators: left to the garbage collector, trio complains
-            if hasattr(self._chunks, "aclose"):
-                await self._chunks.aclose()
+            await super().aclose()
         finally:
-            try:
-                await self._stream.aclose()
-            finally:
-                self._end(Ending.CLOSED)
+            self._end(Ending.CLOSED)
 
     def _end_by(self, exc: BaseException) -> None:
         if isinstance(exc, StopIteration | StopAsyncIteration):

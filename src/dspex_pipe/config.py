@@ -63,10 +63,14 @@ def whole(least: int) -> Check:
 
 def brief(self: Any) -> str:
     """A ``__repr__`` that shows only what differs from the defaults."""
-    plain = type(self)()
     shown = [
         f"{a.name}={getattr(self, a.name)!r}"
         for a in attrs.fields(type(self))
-        if a.repr and getattr(self, a.name) != getattr(plain, a.name)
+        if a.repr and getattr(self, a.name) != _default(a)
     ]
     return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _default(attribute: Any) -> Any:
+    default = attribute.default
+    return default.factory() if isinstance(default, attrs.Factory) else default  # type: ignore[arg-type] # a class

@@ -26,7 +26,7 @@ from .family import Response, family_of
 if TYPE_CHECKING:
     from stamina import Attempt
 
-__all__ = ["ASYNC", "BLOCKING", "IO", "AsyncIO", "BlockingIO", "Event", "drive"]
+__all__ = ["ASYNC", "BLOCKING", "IO", "AsyncIO", "BlockingIO", "Event", "OutOfTime", "drive"]
 
 T = TypeVar("T")
 
@@ -51,6 +51,10 @@ class Event(Protocol):
     async def wait(self, seconds: float | None = None) -> bool:
         """Wait until it is set, or for so many seconds at most; whether it is set."""
         ...
+
+
+class OutOfTime(TimeoutError):
+    """What was awaited within `IO.bounded` did not end in time."""
 
 
 class IO:
@@ -134,7 +138,7 @@ class IO:
         there it runs to its end, however late: bound its socket operations, too.
 
         Raises:
-            TimeoutError: The time was over first.
+            OutOfTime: The time was over first.
         """
         raise NotImplementedError
 
@@ -215,7 +219,7 @@ class AsyncIO(IO):
         with anyio.move_on_after(seconds):
             return await coroutine
         # only the scope's own deadline comes here: the caller's cancellation goes on through it
-        raise TimeoutError(f"{seconds:.3g} s are over")
+        raise OutOfTime(f"{seconds:.3g} s are over")
 
     def event(self) -> Event:
         """A flag to await, on the event loop that runs here."""

@@ -14,8 +14,10 @@ from .family import Request, Response, family_of
 __all__ = [
     "PERMANENT_CODES",
     "Verdict",
+    "as_library_error",
     "is_read_timeout",
     "is_transient_error",
+    "read_timeout",
     "status_error",
     "surely_unsent",
     "told_to_retry",
@@ -145,3 +147,14 @@ def verdict(outcome: Response | BaseException, request: Request) -> Verdict:
     if outcome.status_code == 429:
         return Verdict.NEUTRAL
     return Verdict.FAILURE if outcome.status_code >= 500 else Verdict.SUCCESS
+
+
+def read_timeout(message: str, request: Request) -> Exception:
+    """A timeout of ours, as the request's library would raise it while waiting for an answer."""
+    error: Exception = family_of(request).module.ReadTimeout(message, request=request)
+    return error
+
+
+def as_library_error(refused: Refused, request: Request) -> Refused:
+    """A refusal raised outside the stack, while a body is read: an error of the request's library, too."""
+    return family_of(request).refusal(refused, request)

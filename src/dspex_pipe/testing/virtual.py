@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import LayerError
 from ..family import Response
-from ..io import ASYNC, BLOCKING, IO
+from ..io import ASYNC, BLOCKING, IO, OutOfTime
 
 if TYPE_CHECKING:
     from stamina import Attempt
@@ -84,7 +84,7 @@ class VirtualIO(IO):
                 await signal
             if self._clock >= late and signal.when(self._clock) > late:
                 coroutine.close()
-                raise TimeoutError(f"{seconds:.3g} s are over")
+                raise OutOfTime(f"{seconds:.3g} s are over")
 
     def event(self) -> Event:
         """A flag on the virtual clock under `run_all`; otherwise one of the mode that runs here."""

@@ -1,0 +1,239 @@
+"""Time bounds: of a whole call, of an attempt, of connecting; pre-empted in async, checked in blocking."""
+
+from __future__ import annotations
+
+import anyio
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dspex_pipe import DeadlineExceeded, Pipeline, Retry, Timeout, explain, options, record_of
+from dspex_pipe.layers.timeout import tightened
+from dspex_pipe.testing import Reply, Script, VirtualIO
+from modes import World
+
+URL = "http://x.test/"
+DEFAULT = {"connect": 5.0, "read": 5.0, "write": 5.0, "pool": 5.0}
+
+
+def virtual(layers, *steps, http=httpx):
+    io = VirtualIO()
+    script = Script(*steps, forever=True, io=io)
+    return io, script, Pipeline(layers).async_client(http=http, transport=script, io=io)
+
+
+# The bounds of socket operations
+
+
+def test_httpxs_untouched_default_counts_as_not_asked_for():
+    assert tightened(Timeout(attempt=60), DEFAULT, None) == dict.fromkeys(DEFAULT, 60)
+    assert tightened(Timeout(attempt=60, connect=3), DEFAULT, None) == {
+        **dict.fromkeys(DEFAULT, 60),
+        "connect": 3,
+    }
+    assert tightened(Timeout(total=600), DEFAULT, 600.0) == dict.fromkeys(DEFAULT, 600)
+    assert tightened(Timeout(connect=3), DEFAULT, None) == {**DEFAULT, "connect": 3}
+
+
+def test_what_the_caller_asked_for_is_only_tightened():
+    asked = {"connect": 2.0, "read": 100.0, "write": None, "pool": 5.0}
+    got = tightened(Timeout(attempt=60, connect=5), asked, 80.0)
+    assert got == {"connect": 2.0, "read": 60, "write": 60, "pool": 5.0}
+
+
+SECONDS = st.none() | st.floats(0.001, 1e6)
+
+
+@given(SECONDS, SECONDS, st.fixed_dictionaries(dict.fromkeys(DEFAULT, SECONDS)), SECONDS)
+def test_no_bound_is_ever_loosened(attempt, connect, asked, left):
+    if attempt is None and connect is None:
+        return
+    got = tightened(Timeout(attempt=attempt, connect=connect), asked, left)
+    for kind, bound in got.items():
+        for other in (
+            asked[kind] if asked != DEFAULT else None,
+            left,
+            connect if kind == "connect" else attempt,
+        ):
+            if other is not None:
+                assert bound is not None
+                assert bound <= other
+
+
+def test_the_wire_sees_the_tightened_bounds(world: World):
+    async def main():
+        script = Script(200, forever=True)
+        async with world.client([Timeout(attempt=60, connect=3)], transport=script) as client:
+            await client.get(URL)
+            await client.get(URL, timeout=10)
+        seen = [request.extensions["timeout"] for request in script.requests]
+        assert seen[0] == {**dict.fromkeys(DEFAULT, 60), "connect": 3}
+        assert seen[1] == {**dict.fromkeys(DEFAULT, 10), "connect": 3}
+        async with world.client([Timeout(connect=3)], transport=script) as client:
+            await client.get(URL)
+        assert script.requests[2].extensions["timeout"] == {**DEFAULT, "connect": 3}
+
+    world.run(main)
+
+
+# A whole call
+
+
+def test_a_call_over_its_total_is_cancelled_and_raises_a_timeout(http):
+    io, script, client = virtual([Timeout(total=10)], Reply(delay=60), http=http)
+    (error,) = io.run_all(client.get(URL))
+    assert isinstance(error, DeadlineExceeded)
+    assert isinstance(error, http.TimeoutException)
+    assert (io.now(), error.sent, error.layer) == (10, True, "Timeout")
+    assert [e.decision for e in explain(error)] == ["ends the call", "refused"]
+
+
+def test_the_total_bounds_retries_and_their_waits():
+    io, script, client = virtual([Timeout(total=10), Retry(attempts=None)], Reply(status=503, delay=3))
+    (error,) = io.run_all(client.get(URL))
+    assert isinstance(error, DeadlineExceeded)
+    assert io.now() == 10
+    io, script, client = virtual([Timeout(total=10), Retry(attempts=None)], Reply(status=503, delay=9.5))
+    response = io.run(client.get(URL))  # no time for a wait is left: the answer is handed up at once
+    assert (response.status_code, io.now()) == (503, 9.5)
+    assert "does not fit the deadline" in explain(response)[-1].reason
+
+
+def test_every_layer_inside_sees_one_deadline_and_the_shorter_one_holds():
+    seen = []
+
+    async def look(request, call_next, io):
+        seen.append(record_of(request).deadline)
+        return await call_next(request)
+
+    io, script, client = virtual([Timeout(total=10), look], 200)
+    io.run(client.get(URL))
+    io.run(client.get(URL, extensions=options(deadline=4)))
+    io.run(client.get(URL, extensions=options(deadline=40)))
+    assert seen == [10, 4, 10]
+
+
+def test_a_shorter_deadline_of_the_caller_is_told_as_such():
+    io, script, client = virtual([Timeout(total=100)], Reply(delay=60))
+    (error,) = io.run_all(client.get(URL, extensions=options(deadline=4)))
+    assert isinstance(error, DeadlineExceeded)
+    assert io.now() == 4
+
+
+def test_a_body_over_the_total_is_cut_off(http):
+    io, script, client = virtual([Timeout(total=10)], Reply(chunks=[b"x"] * 9, pause=4), http=http)
+    (error,) = io.run_all(client.get(URL))
+    assert isinstance(error, DeadlineExceeded)
+    assert isinstance(error, http.TimeoutException)
+    assert (io.now(), script.open) == (10, 0)
+
+
+def test_a_blocking_body_is_checked_between_its_pieces(http):
+    io = VirtualIO()
+    script = Script(Reply(chunks=[b"x"] * 9, pause=4), io=io)
+    client = Pipeline([Timeout(total=10)]).client(http=http, transport=script, io=io)
+    with pytest.raises(http.TimeoutException, match="the call took longer than 10 s"):
+        client.get(URL)
+    assert (io.now(), script.open) == (12, 0)
+
+
+def test_a_body_in_time_is_whole(world: World):
+    async def main():
+        script = Script(Reply(chunks=[b"a", b"b"]), Reply(json={}))
+        async with world.client([Timeout(total=10)], transport=script) as client:
+            assert (await client.get(URL)).content == b"ab"
+            assert (await client.get(URL)).json() == {}
+        assert script.open == 0
+
+    world.run(main)
+
+
+def test_a_blocking_answer_that_comes_late_is_an_answer():
+    io = VirtualIO()
+    script = Script(Reply(json={}, delay=60), io=io)
+    client = Pipeline([Timeout(attempt=10)]).client(transport=script, io=io)
+    assert client.get(URL).status_code == 200
+
+
+# An attempt
+
+
+def test_an_attempt_over_its_time_is_a_read_timeout_that_retry_sends_again(http):
+    io, script, client = virtual([Retry(wait_jitter=0), Timeout(attempt=10)], Reply(delay=60), 200, http=http)
+    response = io.run(client.get(URL))
+    assert (response.status_code, len(script.requests)) == (200, 2)
+    assert io.now() == 10.1
+    assert [(e.layer, e.decision) for e in explain(response)][:2] == [
+        ("Timeout", "ends the attempt"),
+        ("Retry", "retries"),
+    ]
+
+
+def test_a_plain_body_is_part_of_its_attempt():
+    slow = Reply(
+        chunks=[b"{", b"}"], headers={"content-type": "application/json", "content-length": "2"}, pause=30
+    )
+    io, script, client = virtual([Timeout(attempt=10)], slow)
+    (error,) = io.run_all(client.get(URL))
+    assert type(error) is httpx.ReadTimeout
+    assert str(error) == "the attempt took longer than 10 s"
+    assert (io.now(), script.open) == (10, 0)
+
+
+def test_a_stream_is_not_part_of_its_attempt():
+    io, script, client = virtual([Timeout(attempt=10)], Reply(chunks=[b"x"] * 3, pause=30))
+    assert io.run(client.get(URL)).content == b"xxx"
+
+
+# Whose cancellation it is
+
+
+def test_the_callers_cancellation_never_becomes_a_timeout_nor_the_reverse(world: World):
+    if world.blocking:
+        return
+
+    class Hangs:
+        async def handle_async_request(self, request):
+            await anyio.sleep_forever()
+
+    async def main():
+        async with world.client([Timeout(total=60, attempt=30)], transport=Hangs()) as client:
+            with anyio.move_on_after(0) as scope:
+                await client.get(URL)
+            assert scope.cancelled_caught
+        async with world.client([Timeout(attempt=0.001)], transport=Hangs()) as client:
+            with anyio.CancelScope() as scope, pytest.raises(world.http.ReadTimeout):
+                await client.get(URL)
+            assert not scope.cancelled_caught
+
+    world.run(main)
+
+
+def test_a_time_out_of_a_layer_of_ones_own_stays_what_it_is():
+    async def own(request, call_next):
+        raise TimeoutError("mine")
+
+    io, _, client = virtual([Timeout(total=60), own], 200)
+    (error,) = io.run_all(client.get(URL))
+    assert type(error) is TimeoutError
+    assert str(error) == "mine"
+
+
+# Settings
+
+
+def test_bounding_nothing_is_an_error():
+    with pytest.raises(ValueError, match=r"Timeout\(\) bounds nothing: it takes total=, attempt= or"):
+        Timeout()
+
+
+@pytest.mark.parametrize("name", ["total", "attempt", "connect"])
+@pytest.mark.parametrize("value", [0, -1, "5", float("nan"), True])
+def test_bad_settings_say_what_is_allowed(name, value):
+    with pytest.raises(ValueError, match=rf"Timeout\({name}=…\) takes a positive number of seconds, or None"):
+        Timeout(**{name: value})
+
+
+def test_settings_print():
+    assert repr(Timeout(total=3)) == "Timeout(total=3)"
