@@ -172,7 +172,7 @@ def test_idle_circuits_go():
     pipeline, _, io, client = client_of(breaker, 200)
     for number in range(10):
         call(client, headers={"x-key": str(number)})
-    io.advance(601)
+    io.advance(86_401)
     call(client, headers={"x-key": "new"})
     assert pipeline.snapshot()["layers"][0]["circuits"] == 1
 

@@ -135,6 +135,23 @@ def test_a_hung_probe_frees_its_place_after_its_lease():
     assert circuit.state is State.HALF_OPEN
 
 
+def test_a_probe_whose_place_another_took_closes_nothing():
+    circuit = opened(Breaker(lease=30, jitter=0.0))
+    hung = circuit.admit(5.0)
+    second = circuit.admit(35.0)
+    circuit.settle(hung, SUCCESS, "", 36.0, 0.5)
+    assert circuit.state is State.HALF_OPEN
+    circuit.settle(second, SUCCESS, "", 37.0, 0.5)
+    assert circuit.state is State.CLOSED
+
+
+def test_a_slow_probe_alone_may_still_close():
+    circuit = opened(Breaker(lease=30, jitter=0.0))
+    slow = circuit.admit(5.0)
+    circuit.settle(slow, SUCCESS, "", 300.0, 0.5)
+    assert circuit.state is State.CLOSED
+
+
 def test_a_call_from_before_the_trip_decides_nothing():
     circuit = Circuit(Breaker(jitter=0.0))
     early = [circuit.admit(0.0) for _ in range(3)]
@@ -198,8 +215,8 @@ class CircuitMachine(RuleBasedStateMachine):
         if self.circuit.state is not before:
             self.leases = {}
         if self.circuit.state is State.HALF_OPEN:
-            living = sum(end > self.now for end in self.leases.values())
-            assert isinstance(admitted, Ticket) == (living < self.policy.probes)
+            self.leases = {probe: end for probe, end in self.leases.items() if end > self.now}
+            assert isinstance(admitted, Ticket) == (len(self.leases) < self.policy.probes)
         if isinstance(admitted, Shut):
             return multiple()
         if admitted.probe:
@@ -210,8 +227,8 @@ class CircuitMachine(RuleBasedStateMachine):
     def end(self, ticket, verdict):
         before, epoch = self.circuit.state, self.circuit.epoch
         self.circuit.settle(ticket, verdict, "why", self.now, 0.5)
-        self.leases.pop(ticket, None)
-        if ticket.epoch != epoch or verdict is NEUTRAL:
+        lost = ticket.probe and self.leases.pop(ticket, None) is None
+        if ticket.epoch != epoch or verdict is NEUTRAL or lost:
             assert (self.circuit.state, self.circuit.epoch) == (before, epoch)
             return
         if before is State.HALF_OPEN:

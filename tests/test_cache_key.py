@@ -172,21 +172,33 @@ def test_what_is_no_llm_body_may_be_cached_when_it_is_matched(body):
 
 
 @pytest.mark.parametrize(
-    ("body", "kept"),
+    ("body", "kept", "matched"),
     [
-        (b'{"choices": []}', True),
-        (b'{"status": "completed"}', True),
-        (b'{"error": null}', True),
-        (b"plain text", True),
-        (b"[1, 2]", True),
-        (None, True),
-        (b'{"error": {"code": "x"}}', False),
-        (b'{"status": "failed"}', False),
-        (b'{"status": "incomplete"}', False),
-        (b'{"status": "queued"}', False),
-        (b'{"status": "in_progress"}', False),
+        (b'{"choices": []}', True, True),
+        (b'{"status": "completed"}', True, True),
+        (b'{"error": null}', True, True),
+        (b"plain text", False, True),
+        (b"<html>please log in</html>", False, True),
+        (b'{"choices":[{"mess', False, True),
+        (b"[1, 2]", False, True),
+        (None, False, True),
+        (b'{"error": {"code": "x"}}', False, False),
+        (b'{"status": "failed"}', False, False),
+        (b'{"status": "incomplete"}', False, False),
+        (b'{"status": "queued"}', False, False),
+        (b'{"status": "in_progress"}', False, False),
     ],
     ids=str,
 )
-def test_only_an_answer_is_worth_keeping(body, kept):
-    assert is_worth_keeping(body) is kept
+def test_only_an_answer_is_worth_keeping(body, kept, matched):
+    assert is_worth_keeping(body, completion=True) is kept
+    assert is_worth_keeping(body, completion=False) is matched
+
+
+def test_cookies_of_load_balancers_name_nobody():
+    def of(cookie):
+        return credential_digest(b"s" * 32, {"cookie": cookie} if cookie else {}, CREDENTIALS, b"")
+
+    assert of("__cf_bm=1; session=me") == of("session=me; _cfuvid=2") == of("session=me")
+    assert of("__cf_bm=1") == of(None)
+    assert of("session=me") != of("session=you")

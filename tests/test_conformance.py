@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dspex_pipe import Breaker, Budget, Cache, Logging, Pipeline, RateLimit, Retry, Timeout
+from dspex_pipe import Breaker, Budget, Cache, Logging, Pipeline, RateLimit, Retry, StreamIntegrity, Timeout
+from dspex_pipe.chaos import Chaos, Latency, Status
 from dspex_pipe.testing import check_layer
 
 COMPLETION = {
@@ -39,6 +40,9 @@ LAYERS = [
     Cache(),
     Timeout(total=60, attempt=30, connect=5),
     Timeout(attempt=30),
+    Chaos(Latency(2)),
+    Chaos(Status(503)),
+    StreamIntegrity(truncated="pass"),
     Cache(ttl=60),
     Cache(match=lambda request: True),
     plain,

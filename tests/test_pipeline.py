@@ -205,6 +205,10 @@ async def one_argument(request):
     """Not a layer."""
 
 
+async def wants_a_word(request, call_next, *, word):
+    """Not a layer."""
+
+
 async def four_arguments(request, call_next, io, more):
     """Not a layer."""
 
@@ -224,8 +228,9 @@ def not_async(request, call_next):
         ([Retry], r"Retry is a class: a layer is an instance of it, Retry\(…\)"),
         ([None], r"None is not a layer: it takes async def layer\(request, call_next\), or .* build\(\)"),
         ([not_async], r"not_async .* is not a layer: it takes async def"),
-        ([one_argument], r"layer one_argument takes 1 arguments; a layer takes \(request, call_next\) or"),
-        ([four_arguments], r"layer four_arguments takes 4 arguments"),
+        ([one_argument], r"layer one_argument\(request\): a layer takes \(request, call_next\) or"),
+        ([four_arguments], r"layer four_arguments\(request, call_next, io, more\): a layer takes"),
+        ([wants_a_word], r"layer wants_a_word\(request, call_next, \*, word\): a layer takes"),
         ([BuildsNothing()], r"BuildsNothing.build\(\) returned None, which is not an async callable"),
     ],
 )
@@ -271,3 +276,37 @@ def test_an_option_may_be_declared_by_a_layer_of_ones_own():
     client.get("http://x.test/", extensions={"dspex": {"team": "maps"}})
     assert [r.headers["x-team"] for r in script.requests] == ["search", "maps"]
     assert len(explain(client.get("http://x.test/"))) == 1
+
+
+def test_further_arguments_with_defaults_are_the_layers_own():
+    async def flagged(request, call_next, limit=10, *, flag=True):
+        request.headers["x-limit"] = f"{limit} {flag}"
+        return await call_next(request)
+
+    async def optional(request, call_next, io=None):
+        request.headers["x-io"] = type(io).__name__
+        return await call_next(request)
+
+    script = Script(200)
+    build_client([flagged, optional], transport=script).get("http://x.test/")
+    assert script.requests[0].headers["x-limit"] == "10 True"
+    assert script.requests[0].headers["x-io"] == "BlockingIO"
+
+
+def test_one_layer_that_fails_to_close_keeps_no_other_open():
+    class Fails(Counting):
+        def close(self):
+            raise OSError("no")
+
+    @attrs.frozen
+    class CountFails:
+        def build(self):
+            return Fails()
+
+    pipeline = Pipeline([Count(), CountFails(), Count()])
+    with pytest.raises(OSError, match="no"):
+        pipeline.close()
+    assert [step.middleware.closes for step in pipeline.steps] == [1, 0, 1]
+    with pytest.raises(OSError, match="no"):
+        asyncio.run(pipeline.aclose())
+    assert [step.middleware.closes for step in pipeline.steps] == [2, 0, 2]

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import dspex_pipe
-from dspex_pipe import testing
+from dspex_pipe import chaos, testing
 
 
 def test_the_front_door_holds_exactly_these_names():
@@ -38,6 +38,7 @@ def test_the_front_door_holds_exactly_these_names():
         "Request",
         "Response",
         "Retry",
+        "StreamIntegrity",
         "Suspended",
         "Timeout",
         "Trace",
@@ -56,6 +57,23 @@ def test_the_front_door_holds_exactly_these_names():
 
 def test_the_testing_room_holds_exactly_these_names():
     assert sorted(testing.__all__) == ["Reply", "Script", "VirtualIO", "check_layer"]
+
+
+def test_the_room_of_faults_holds_exactly_these_names():
+    assert sorted(chaos.__all__) == [
+        "Chaos",
+        "DoneWithoutFinish",
+        "Drip",
+        "Fault",
+        "Latency",
+        "Overload",
+        "Raise",
+        "SseError",
+        "Stall",
+        "Status",
+        "Throttle",
+        "Truncate",
+    ]
 
 
 def test_every_public_thing_says_what_it_is_for():

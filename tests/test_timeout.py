@@ -85,7 +85,20 @@ def test_a_call_over_its_total_is_cancelled_and_raises_a_timeout(http):
     (error,) = io.run_all(client.get(URL))
     assert isinstance(error, DeadlineExceeded)
     assert isinstance(error, http.TimeoutException)
-    assert (io.now(), error.sent, error.layer) == (10, True, "Timeout")
+    assert (io.now(), error.sent) == (10, True)
+    assert [e.decision for e in explain(error)] == ["failed", "refused"]
+
+
+def test_a_layer_that_takes_too_long_is_cut_off_too(http):
+    async def dreams(request, call_next, io):
+        await io.sleep(60)
+        return await call_next(request)
+
+    io, script, client = virtual([Timeout(total=10), dreams], 200, http=http)
+    (error,) = io.run_all(client.get(URL))
+    assert isinstance(error, DeadlineExceeded)
+    assert isinstance(error, http.TimeoutException)
+    assert (io.now(), error.layer, script.requests) == (10, "Timeout", [])
     assert [e.decision for e in explain(error)] == ["ends the call", "refused"]
 
 

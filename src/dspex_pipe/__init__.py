@@ -21,6 +21,7 @@ from .family import Request, Response, respond
 from .io import IO
 from .layers.breaker import Breaker
 from .layers.cache import Cache
+from .layers.integrity import StreamIntegrity
 from .layers.logging import Logging
 from .layers.ratelimit import RateLimit, RedisStore
 from .layers.retry import Budget, Retry
@@ -60,6 +61,7 @@ __all__ = [
     "Request",
     "Response",
     "Retry",
+    "StreamIntegrity",
     "Suspended",
     "Timeout",
     "Trace",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Ending",
     "Passing",
+    "Prefixed",
     "Tap",
     "content_of",
     "copy_request",
@@ -60,22 +63,30 @@ def is_buffered(response: Response) -> bool:
     return isinstance(response.stream, family_of(response).module.ByteStream)
 
 
-def decoded(response: Response) -> bytes | None:
-    """The body of a buffered response, decompressed; ``None`` when it is a stream, spoilt, or too big.
+def decoded(response: Response, raw: bytes | None = None, bound: int = _LOOK_BOUND) -> bytes | None:
+    """The body of a response, decompressed; ``None`` when it is a stream, spoilt, or too big.
 
-    The response keeps its raw bytes. At most 1 MiB is decompressed, a little at a time, and only once: a
-    small body that inflates without end stays small here.
+    The response keeps its raw bytes. Bodies are decompressed a little at a time, and only once: a small body
+    that inflates without end stays small here.
+
+    Args:
+        response: The response.
+        raw: Its raw body; by default the one that lies in memory.
+        bound: Bytes at most.
     """
-    if not is_buffered(response) or "," in response.headers.get("content-encoding", ""):
+    if "," in response.headers.get("content-encoding", ""):
         return None
+    if raw is None:
+        if not is_buffered(response):
+            return None
+        raw = b"".join(response.stream)  # type: ignore[arg-type] # a ByteStream reads in every mode
     module = family_of(response).module
-    raw = b"".join(response.stream)  # type: ignore[arg-type] # a ByteStream reads in every mode
     view = module.Response(response.status_code, headers=response.headers, content=_slices(raw))
     parts, size = [], 0
     try:
         for part in view.iter_bytes():
             size += len(part)
-            if size > _LOOK_BOUND:
+            if size > bound:
                 return None
             parts.append(part)
     except module.DecodingError:
@@ -99,13 +110,12 @@ async def discard(response: Response, io: IO) -> None:
     64 KiB, of unknown length, or slower than a second is cut off with the connection. In blocking mode the
     time is checked between pieces, so that a stall lasts as long as the request's own read timeout.
     """
-    try:
-        if known_length(response, _DRAIN_BYTES) is not None:
-            await io.drain(response, _DRAIN_SECONDS)
-    except family_of(response).TransportError:
-        pass  # the body broke off; it was unwanted anyway, and the attempt has failed already
-    finally:
+    if known_length(response, _DRAIN_BYTES) is None:
         await io.close(response)
+        return
+    # if it breaks off: it was unwanted anyway, and the attempt has failed already
+    with suppress(family_of(response).TransportError):
+        await io.drain(response, _DRAIN_SECONDS)
 
 
 def _slices(raw: bytes) -> Iterator[bytes]:
@@ -196,6 +206,36 @@ class Passing:
                 await self._chunks.aclose()
         finally:
             await self._stream.aclose()
+
+
+class Prefixed(Passing):
+    """A body of which the beginning has been read already."""
+
+    def __init__(self, stream: Any, beginning: list[bytes], rest: AsyncIterator[bytes]) -> None:
+        super().__init__(stream)
+        self._beginning = deque(beginning)
+        self._chunks = rest
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        if self._beginning:
+            return self._beginning.popleft()
+        try:
+            self._chunks.__anext__().send(None)
+        except StopAsyncIteration:
+            raise StopIteration from None
+        except StopIteration as done:  # in blocking mode the rest never suspends
+            chunk: bytes = done.value
+            return chunk
+        raise AssertionError("a blocking body suspended")
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        return self._beginning.popleft() if self._beginning else await super().__anext__()
 
 
 class _Tapped(Passing):

@@ -14,7 +14,7 @@ from typing import Any
 from attrs import define, field, frozen
 
 from .errors import LayerError, Refused
-from .family import Request, content_of
+from .family import Request, Response, content_of
 from .wire import Completion, recognise
 
 __all__ = ["EXTENSION", "Event", "Record", "Trace", "explain", "record_of", "refusal_of"]
@@ -90,6 +90,8 @@ class Record:
     """Our own retries are used up for the last outcome: nobody above should retry it again."""
     refusal: Refused | None = None
     """The refusal that this call ended with, if it did."""
+    opened: list[Response] = field(factory=list)
+    """Responses that came from the wire and may still be streams, newest last."""
     started: float = field(init=False)
     events: deque[Event] = field(init=False, factory=lambda: deque(maxlen=_TRACE_BOUND))
     _completion: tuple[Completion | None] | None = field(init=False, default=None)

@@ -20,6 +20,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
+from .body import Prefixed, put_stream
 from .errors import DeadlineExceeded, Suspended
 from .family import Response, family_of
 
@@ -83,17 +84,20 @@ class IO:
         """Wait; zero or less returns at once."""
         raise NotImplementedError
 
-    async def close(self, response: Response) -> None:
-        """Close the body of a response that nobody will read, even while being cancelled."""
+    async def close(self, response: Response, chunks: Any = None) -> None:
+        """Close the body of a response that nobody will read, even while being cancelled.
+
+        Args:
+            response: The response.
+            chunks: What `chunks` gave, if its reader left it before its end.
+        """
         raise NotImplementedError
 
     def chunks(self, response: Response) -> AsyncIterator[bytes]:
         """The raw body, piece by piece, as the wire has it (maybe compressed)."""
         raise NotImplementedError
 
-    async def read(
-        self, response: Response, limit: int | None = None, *, until: float | None = None
-    ) -> bytes | None:
+    async def read(self, response: Response, limit: int | None = None) -> bytes | None:
         """Read the raw body into memory and give the connection back.
 
         The response stays whole: what was read takes the place of its stream.
@@ -101,35 +105,60 @@ class IO:
         Args:
             response: The response to read.
             limit: Bytes to read at most; over that the body is closed, lost, and the answer is ``None``.
-            until: When to give up, on the clock of `now`; looked at after each piece.
 
         Raises:
-            DeadlineExceeded: That time has come; the body is closed then.
             TransportError: Of the response's family, when the body breaks off; it is closed then.
         """
+        if await self.preview(response, limit):
+            return b"".join(response.stream)  # type: ignore[arg-type] # a ByteStream reads in every mode
+        await self.close(response)
+        return None
+
+    async def preview(self, response: Response, limit: int | None, *, until: float | None = None) -> bool:
+        """Read the raw body into memory if it is short; otherwise it stays a stream, and whole.
+
+        Args:
+            response: The response to read.
+            limit: Bytes to read at most; ``None`` for no bound.
+            until: When to give up, on the clock of `now`; looked at after each piece.
+
+        Returns:
+            Whether the body was read to its end, and the connection given back.
+
+        Raises:
+            TransportError: Of the response's family, when the body breaks off; it is closed then.
+            DeadlineExceeded: The time to give up has come; the body is closed then.
+        """
+        chunks = self.chunks(response)
         parts, size = [], 0
         try:
-            async for chunk in self.chunks(response):
+            async for chunk in chunks:
+                parts.append(chunk)
                 size += len(chunk)
                 if limit is not None and size > limit:
-                    return None
+                    put_stream(response, Prefixed(response.stream, parts, chunks))
+                    return False
                 if until is not None and self.now() >= until:
-                    raise DeadlineExceeded(
+                    raise DeadlineExceeded(  # noqa: TRY301 - what is read must be closed, as for any error
                         "the deadline passed while the answer came in", layer="transport", sent=True
                     )
-                parts.append(chunk)
-        finally:
-            await self.close(response)
-        body = b"".join(parts)
-        response.stream = family_of(response).module.ByteStream(body)
-        return body
+        except BaseException:
+            await self.close(response, chunks)
+            raise
+        await self.close(response, chunks)
+        response.stream = family_of(response).module.ByteStream(b"".join(parts))
+        return True
 
     async def drain(self, response: Response, seconds: float) -> None:
-        """Read the body away, for about so many seconds at most."""
+        """Read the body away, for about so many seconds at most, and close it."""
         late = self.now() + seconds
-        async for _ in self.chunks(response):
-            if self.now() > late:
-                return
+        chunks = self.chunks(response)
+        try:
+            async for _ in chunks:
+                if self.now() > late:
+                    return
+        finally:
+            await self.close(response, chunks)
 
     async def bounded(self, coroutine: Coroutine[Any, Any, T], seconds: float) -> T:
         """Await a coroutine for so many seconds at most.
@@ -167,7 +196,7 @@ class BlockingIO(IO):
         if seconds > 0:
             time.sleep(seconds)  # noqa: ASYNC251 - this is the mode that blocks
 
-    async def close(self, response: Response) -> None:
+    async def close(self, response: Response, chunks: Any = None) -> None:
         """Close the body."""
         response.stream.close()  # type: ignore[union-attr] # a blocking body, in this mode
 
@@ -200,9 +229,12 @@ class AsyncIO(IO):
         if seconds > 0:
             await anyio.sleep(seconds)
 
-    async def close(self, response: Response) -> None:
+    async def close(self, response: Response, chunks: Any = None) -> None:
         """Close the body, shielded: a cancelled task still gives its connection back."""
         with anyio.CancelScope(shield=True):
+            # httpx's own streams are async generators: left to the garbage collector, trio complains
+            if hasattr(chunks, "aclose"):
+                await chunks.aclose()
             await response.stream.aclose()  # type: ignore[union-attr] # an async body, in this mode
 
     async def drain(self, response: Response, seconds: float) -> None:
@@ -242,7 +274,7 @@ class _ThreadEvent:
         self.set = self._event.set
 
     async def wait(self, seconds: float | None = None) -> bool:
-        return self._event.wait(seconds)
+        return self._event.wait(None if seconds is None else min(seconds, threading.TIMEOUT_MAX))
 
 
 class _LoopEvent:

@@ -147,7 +147,10 @@ _last_hop: ContextVar[_Hop | None] = ContextVar("dspex_pipe.hop", default=None)
 def expect_next_hop(request: Request, response: Response, record: Record) -> None:
     """Remember a redirect, so that its next hop keeps the deadline."""
     if record.deadline is not None and response.has_redirect_location:
-        url = request.url.join(response.headers["location"]).copy_with(fragment=None)
+        try:
+            url = request.url.join(response.headers["location"]).copy_with(fragment=None)
+        except family_of(request).module.InvalidURL:
+            return  # httpx has its own word on that
         _last_hop.set(_Hop(request, url, request.extensions.get("timeout"), record.deadline))
 
 

@@ -15,6 +15,8 @@ __all__ = [
     "PERMANENT_CODES",
     "Verdict",
     "as_library_error",
+    "broken_body",
+    "is_any_timeout",
     "is_read_timeout",
     "is_transient_error",
     "read_timeout",
@@ -72,6 +74,11 @@ def surely_unsent(exc: Exception, request: Request) -> bool:
 def is_read_timeout(exc: Exception, request: Request) -> bool:
     """Whether we stopped waiting for the answer to a request that has arrived."""
     return isinstance(exc, family_of(request).module.ReadTimeout)
+
+
+def is_any_timeout(exc: Exception, request: Request) -> bool:
+    """Whether we stopped waiting, for whatever it was."""
+    return isinstance(exc, family_of(request).TimeoutException)
 
 
 def told_to_retry(headers: Mapping[str, str]) -> bool | None:
@@ -152,6 +159,12 @@ def verdict(outcome: Response | BaseException, request: Request) -> Verdict:
 def read_timeout(message: str, request: Request) -> Exception:
     """A timeout of ours, as the request's library would raise it while waiting for an answer."""
     error: Exception = family_of(request).module.ReadTimeout(message, request=request)
+    return error
+
+
+def broken_body(message: str, request: Request) -> Exception:
+    """A body that broke off, as the request's library would raise it."""
+    error: Exception = family_of(request).module.RemoteProtocolError(message, request=request)
     return error
 
 

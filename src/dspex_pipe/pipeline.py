@@ -6,6 +6,7 @@ import inspect
 import sys
 import warnings
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import AsyncExitStack, ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, TypeVar, overload
 
@@ -251,23 +252,22 @@ class Pipeline:
         Raises:
             TypeError: A layer can only be closed asynchronously: use `aclose`.
         """
-        for step in self._own_steps():
-            if callable(close := getattr(step.middleware, "close", None)):
-                close()
-            elif hasattr(step.middleware, "aclose"):
-                raise TypeError(f"layer {step.name} closes asynchronously: await pipeline.aclose()")
+        with ExitStack() as stack:  # one that fails keeps no other from closing
+            for step in self._own_steps():
+                stack.callback(_close, step)
 
     async def aclose(self) -> None:
         """Close what the layers hold, in every mode; see `close`."""
-        for step in self._own_steps():
-            aclose: Any = getattr(step.middleware, "aclose", None)
-            if aclose is not None:
-                await aclose()
-            elif callable(close := getattr(step.middleware, "close", None)):
-                close()
+        async with AsyncExitStack() as stack:
+            for step in self._own_steps():
+                aclose: Any = getattr(step.middleware, "aclose", None)
+                if aclose is not None:
+                    stack.push_async_callback(aclose)
+                else:
+                    stack.callback(_close, step)
 
     def _own_steps(self) -> Iterator[Step]:
-        return (s for s in reversed(self.steps) if not isinstance(s.middleware, Pipeline))
+        return (s for s in self.steps if not isinstance(s.middleware, Pipeline))
 
     def __enter__(self) -> Self:
         return self
@@ -290,6 +290,14 @@ class Pipeline:
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+
+def _close(step: Step) -> None:
+    close: Any = getattr(step.middleware, "close", None)
+    if close is not None:
+        close()
+    elif hasattr(step.middleware, "aclose"):
+        raise TypeError(f"layer {step.name} closes asynchronously: await pipeline.aclose()")
 
 
 def _frames_of_ours() -> int:
@@ -323,15 +331,18 @@ def _step(layer: Any) -> Step:
 
 
 def _as_middleware(function: Any, name: str) -> Middleware:
-    taken = len(inspect.signature(function).parameters)
-    if taken == 3:
-        middleware: Middleware = function
-        return middleware
-    if taken != 2:
+    parameters = inspect.signature(function).parameters.values()
+    positional = [p for p in parameters if p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD}]
+    needed = [p for p in positional if p.default is p.empty]
+    unfillable = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    if len(needed) not in {2, 3} or unfillable:
         raise TypeError(
-            f"layer {name} takes {taken} arguments; a layer takes (request, call_next) or "
+            f"layer {name}{inspect.signature(function)}: a layer takes (request, call_next) or "
             "(request, call_next, io)"
         )
+    if len(needed) == 3 or (len(positional) > 2 and positional[2].name == "io"):
+        middleware: Middleware = function
+        return middleware
     return lambda request, call_next, io: function(request, call_next)
 
 

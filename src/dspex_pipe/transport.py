@@ -10,7 +10,7 @@ from .chain import Handler, blame, check_client, link
 from .errors import DeadlineExceeded, LayerError
 from .events import EXTENSION, Record, record_of
 from .family import Request, Response, family_of
-from .io import IO, drive
+from .io import IO, OutOfTime, drive
 from .opening import Stack, expect_next_hop, open_call
 from .outcome import surely_unsent
 from .rendering import Refusals, render
@@ -19,6 +19,8 @@ __all__ = ["AsyncTransport", "Refusals", "Stack", "Transport"]
 
 # A JSON body of at most this many bytes is read inside the stack, so that every layer sees it break off.
 _READ_BOUND = 1 << 20
+# An LLM's answer at most: thousands of embeddings are some ten MiB.
+_ANSWER_BOUND = 64 << 20
 
 
 class _Edge:
@@ -65,7 +67,12 @@ class _Edge:
         below = request.extensions.get(EXTENSION) is record
         try:
             response = await self._handler(twin)
-        except Exception as exc:
+        except GeneratorExit:  # we are being disposed of, and may not wait for anything
+            raise
+        except BaseException as exc:
+            await self._close_all(record)
+            if not isinstance(exc, Exception):
+                raise
             exc._dspex_record = record  # type: ignore[attr-defined] # for explain()
             rendered = None if below else render(exc, request, record, self._refusals)
             if rendered is None:
@@ -74,32 +81,46 @@ class _Edge:
         finally:
             if below and self._stack.on_event is not None:
                 record.watchers.remove(self._stack.on_event)
+        record.opened.clear()  # the caller's now; and record and response must not hold each other
         expect_next_hop(request, response, record)
         return response
+
+    async def _close_all(self, record: Record) -> None:
+        """Close what the call has opened: it ends without a response, whoever of the layers held one."""
+        while record.opened:
+            await self._io.close(record.opened.pop())
 
     async def _terminal(self, request: Request) -> Response:
         """The innermost handler: send, and read a plain body, which belongs to its attempt."""
         record, started = record_of(request), self._io.now()
         _tighten(request, record)
+        left = record.remaining()
+        exchange = self._exchange(request, record)
         try:
-            response = await self._send(request)
-            told = response.extensions.get(EXTENSION) is record  # by a pipeline below, at its own wire
-            response.extensions[EXTENSION] = record
-            if _is_plain(request, response, record):
-                await self._io.read(response, until=record.deadline)
+            response = await (exchange if left is None else self._io.bounded(exchange, left))
         except Exception as exc:
             if getattr(exc, "_dspex_record", None) is not record:
                 record.emit("transport", "failed", type(exc).__name__, self._io.now() - started)
             left = record.remaining()
-            if left is not None and left <= 0 and isinstance(exc, family_of(request).TimeoutException):
+            timeout = isinstance(exc, OutOfTime | family_of(request).TimeoutException)
+            if timeout and left is not None and left <= 0:
                 sent = not surely_unsent(exc, request)
                 raise DeadlineExceeded(
                     "the deadline passed while waiting for the server", layer="transport", sent=sent
                 ) from exc
             raise
-        if not told:
+        if response.extensions.get(EXTENSION) is not record:  # else a pipeline below has told of its wire
+            response.extensions[EXTENSION] = record
             status = str(response.status_code)
             record.emit("transport", "answered", status, self._io.now() - started)
+        return response
+
+    async def _exchange(self, request: Request, record: Record) -> Response:
+        response = await self._send(request)
+        record.opened.append(response)
+        bound = _plain_bound(request, response, record)
+        if bound is not None and await self._io.preview(response, bound, until=record.deadline):
+            record.opened.remove(response)
         return response
 
     async def _send(self, request: Request) -> Response:
@@ -191,20 +212,23 @@ def _tighten(request: Request, record: Record) -> None:
     request.extensions["timeout"] = limits
 
 
-def _is_plain(request: Request, response: Response, record: Record) -> bool:
-    """Whether the body is read here, so that a broken one fails the attempt, not the caller's read.
+def _plain_bound(request: Request, response: Response, record: Record) -> int | None:
+    """How many bytes of the body are read here, so that a broken one fails the attempt, not its reader.
 
-    A whole LLM answer is, and an error of an LLM provider; and JSON that says how long it is, up to
-    1 MiB. Everything else stays a stream: a Kubernetes watch is endless ``application/json``.
+    A whole LLM answer is, and an error of an LLM provider; and JSON that says how long it is, up to 1 MiB.
+    Everything else stays a stream (``None``), also what turns out to be longer: a Kubernetes watch is endless
+    ``application/json``.
     """
     kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "text/event-stream" or response.status_code < 200:
-        return False
+        return None
     completion = record.completion(request)
-    if completion is not None and (not completion.stream or response.status_code >= 400):
-        return True
+    if completion is not None and response.status_code >= 400:
+        return _READ_BOUND
+    if completion is not None and not completion.stream:
+        return _ANSWER_BOUND
     is_json = kind == "application/json" or kind.endswith("+json")
-    return is_json and known_length(response, _READ_BOUND) is not None
+    return known_length(response, _READ_BOUND) if is_json else None
 
 
 def _check_stream(response: Response, wanted: str, request: Request) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING
 
 from ..body import decoded
 from .content import is_worth_keeping
-from .exchange import Exchange, Failed
+from .exchange import Exchange, Failed, fresh, is_callers_own
 from .flight import Flight, Flights, Landed
 from .storage import Saved, Storage
 
@@ -15,6 +14,9 @@ if TYPE_CHECKING:
     from ..family import Response
 
 __all__ = ["ByContent"]
+
+# Bytes of a body at most, decompressed, that are looked at before it is kept.
+_INFLATED = 64 << 20
 
 # None: the answer cannot be shared, and whoever waits must ask for one
 Shared = Saved | Failed | None
@@ -65,7 +67,7 @@ class ByContent:
     async def _share(self, call: Exchange, result: Shared) -> Response:
         if isinstance(result, Failed):
             call.emit("shared", f"the error of the call under way, {type(result.error).__name__}")
-            raise copy.copy(result.error)  # raised by many, one object would grow its traceback
+            raise fresh(result.error)
         return await self._ask(call, None) if result is None else call.answer(result, "shared")
 
     async def _ask(self, call: Exchange, lead: Flight[Shared] | None) -> Response:
@@ -74,7 +76,7 @@ class ByContent:
             response = await call.call_next(call.request)
             body = await call.whole(response)
         except Exception as exc:
-            if lead is not None:
+            if lead is not None and not is_callers_own(exc, call.request):
                 lead.land(Failed(exc))
             raise
         shared: Shared = None
@@ -87,6 +89,7 @@ class ByContent:
                 await self._keep(call, response, Saved.of(response, late, call.io.wall()))
 
             call.record_body(response, commit)
+        self.flights.learn(call.key, shareable=shared is not None)
         if lead is not None:
             lead.land(shared)
         return call.missed(response)
@@ -98,7 +101,7 @@ class ByContent:
             call.writes
             and saved.status == 200
             and (length is None or length == str(len(saved.body)))
-            and is_worth_keeping(decoded(response))
+            and is_worth_keeping(decoded(response, saved.body, _INFLATED), completion=call.is_completion)
             and await self._storage.save(call.key, saved, call.io, asked=None, ttl=self._ttl, old=None)
         ):
             call.emit("keeps")

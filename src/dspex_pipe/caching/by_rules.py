@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..body import copy_request
-from .exchange import Exchange, Failed
+from .exchange import Exchange, Failed, fresh, is_callers_own
 from .flight import Flight, Flights, Landed
 from .http import Fresh, HttpRules, Missing, Pass, Refresh, Stale, Store
 from .storage import Kept, Saved, Storage, header_pairs
@@ -16,6 +15,9 @@ if TYPE_CHECKING:
     from ..family import Request, Response
 
 __all__ = ["ByRules"]
+
+# How many variants of one page are kept (Vary); each look-up reads them all.
+_VARIANTS = 16
 
 # What a leader shares: its error, or that whoever waits should look again, and ask if that finds nothing.
 Shared = Failed | None
@@ -67,14 +69,15 @@ class ByRules:
         lead = await self.flights.join(call.key, call.io, call.patience)
         if isinstance(lead, Landed) and isinstance(lead.result, Failed):
             call.emit("shared", f"the error of the call under way, {type(lead.result.error).__name__}")
-            raise copy.copy(lead.result.error)  # raised by many, one object would grow its traceback
+            raise fresh(lead.result.error)
         if not isinstance(lead, Flight):
             return await self._look_again(call, asked, "shared")
         try:
             response = await self._look_again(call, asked, "hit")
             lead.land(None)
         except Exception as exc:
-            lead.land(Failed(exc))
+            if not is_callers_own(exc, call.request):
+                lead.land(Failed(exc))
             raise
         finally:
             lead.leave()
@@ -129,16 +132,30 @@ class ByRules:
             if call.writes and learned.update is not None:
                 await self._storage.refresh(_of(kept, learned.entry.id), learned.update, call.io)
             return self._hit(call, learned, kept, "revalidated")
+        kept_now = False
         if isinstance(learned, Pass):
             call.emit("passes by", learned.reason)
         elif call.writes:
-            await self._keep(call, found, learned, response, gone)
+            # a call that did not look replaces all there is; and variants must not grow without end
+            oldest = sorted(kept, key=lambda one: one.saved.stored_at)[: -(_VARIANTS - 1)]
+            old = [*gone, *(one for one in oldest if one not in gone)] if call.reads else None
+            kept_now = await self._keep(call, found, learned, response, old)
+        self.flights.learn(call.key, shareable=kept_now)
         return call.missed(response)
 
     async def _keep(
-        self, call: Exchange, found: Stale | Missing, learned: Store, response: Response, old: list[Kept]
-    ) -> None:
-        """Keep an answer in the place of old ones; if its length is unknown, when it has been read."""
+        self,
+        call: Exchange,
+        found: Stale | Missing,
+        learned: Store,
+        response: Response,
+        old: list[Kept] | None,
+    ) -> bool:
+        """Keep an answer in the place of old ones; if its length is unknown, when it has been read.
+
+        Returns:
+            Whether it is kept already.
+        """
         headers = learned.response.headers
         varies = [name.strip().lower() for name in headers.get("vary", "").split(",")]
         chosen = {name: value for name, value in found.request.headers.items() if name in varies}
@@ -158,6 +175,7 @@ class ByRules:
             call.record_body(response, commit)
         else:
             await commit(body)
+        return body is not None
 
 
 def _of(kept: list[Kept], id_: Any) -> Kept:

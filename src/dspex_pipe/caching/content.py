@@ -38,15 +38,19 @@ def _runs_at_the_server(tool: Any) -> bool:
     return isinstance(tool, dict) and tool.get("type", "custom") not in _LOCAL_TOOLS
 
 
-def is_worth_keeping(body: bytes | None) -> bool:
-    """Whether a 200 carries an answer: not an error, and not the promise of a later one.
+def is_worth_keeping(body: bytes | None, *, completion: bool) -> bool:
+    """Whether a 200 carries an answer: not an error, not the promise of a later one, not a login page.
 
     OpenAI's Responses API may answer 200 with ``status`` failed, incomplete, queued or in progress.
+
+    Args:
+        body: The body, decompressed; ``None`` when it cannot be.
+        completion: Whether it answers an LLM call: then only a JSON object is an answer.
     """
     try:
         document = json.loads(body or b"")
     except (ValueError, RecursionError):
-        return True  # not JSON, or compressed beyond what we look at: nothing speaks against it
+        return not completion
     if not isinstance(document, dict):
-        return True
+        return not completion
     return not document.get("error") and document.get("status", "completed") == "completed"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any
 
 from attrs import define, frozen
 
 from ..body import is_buffered, known_length, put_stream, respond
+from ..errors import DeadlineExceeded, RateLimited
+from ..outcome import is_any_timeout
 from .recording import Recording
 
 if TYPE_CHECKING:
@@ -17,7 +20,17 @@ if TYPE_CHECKING:
     from ..io import IO
     from .storage import Saved
 
-__all__ = ["KEEP_BOUND", "MODES", "READING", "WRITING", "Exchange", "Failed", "Tally"]
+__all__ = [
+    "KEEP_BOUND",
+    "MODES",
+    "READING",
+    "WRITING",
+    "Exchange",
+    "Failed",
+    "Tally",
+    "fresh",
+    "is_callers_own",
+]
 
 MODES = ("on", "off", "read_only", "write_only", "refresh", "only_if_cached")
 READING = frozenset({"on", "read_only", "only_if_cached"})
@@ -32,6 +45,21 @@ class Failed:
     """What a leader shares when its call failed."""
 
     error: Exception
+
+
+def fresh(error: Exception) -> Exception:
+    """An error to raise once more: raised by many, one object would grow its traceback."""
+    try:
+        twin = copy.copy(error)
+    except TypeError:  # a class whose arguments copy() does not know
+        return error.with_traceback(None)
+    twin.__notes__ = list(getattr(error, "__notes__", ()))  # copied shallowly, it would be shared
+    return twin
+
+
+def is_callers_own(error: Exception, request: Request) -> bool:
+    """Whether a call failed by a limit of its own, which says nothing to those who wait with it."""
+    return isinstance(error, DeadlineExceeded | RateLimited) or is_any_timeout(error, request)
 
 
 @define
@@ -55,6 +83,7 @@ class Exchange:
         key: The key.
         tally: Where hits and misses are counted.
         max_wait: Seconds to wait for another's answer.
+        is_completion: Whether it is a recognised LLM call.
     """
 
     request: Request
@@ -65,6 +94,7 @@ class Exchange:
     key: str
     tally: Tally
     max_wait: float
+    is_completion: bool = False
 
     @property
     def reads(self) -> bool:
@@ -99,7 +129,9 @@ class Exchange:
         """Nothing is kept, and the caller wants nothing else (RFC 9111 §5.2.1.7)."""
         self.tally.misses += 1
         self.emit("refuses", "only if cached, and it is not")
-        return respond(self.request, 504, headers={"x-dspex-cache": "miss"})
+        # no retry, here or in an SDK, finds what is not there
+        headers = {"x-dspex-cache": "miss", "x-should-retry": "false"}
+        return respond(self.request, 504, headers=headers)
 
     def missed(self, response: Response) -> Response:
         """Hand on what the server answered."""

@@ -8,7 +8,7 @@ waits on an event of its own mode, and no lock is held while anybody waits.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from threading import Lock
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["Flight", "Flights", "Landed"]
 
 T = TypeVar("T")
+
+_HOPELESS_BOUND = 1024
 
 
 class Landed(Generic[T]):
@@ -66,6 +68,7 @@ class Flights(Generic[T]):
     def __init__(self) -> None:
         self._lock = Lock()
         self._under_way: dict[str, Flight[T]] = {}
+        self._hopeless: OrderedDict[str, None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._under_way)
@@ -79,9 +82,12 @@ class Flights(Generic[T]):
             max_wait: Seconds to wait at most; ``None`` for no bound.
 
         Returns:
-            The lead; or what the leader shared; or ``None``, when that took too long.
+            The lead; or what the leader shared; or ``None``, when that took too long, or when there is no
+            hope that it can be shared: then ask.
         """
         with self._lock:
+            if key in self._hopeless:
+                return None
             flight = self._under_way.get(key)
             if flight is None:
                 flight = self._under_way[key] = Flight(self, key)
@@ -97,6 +103,18 @@ class Flights(Generic[T]):
             if not served and isinstance(told, Flight):  # cancelled just as the lead was handed over
                 told.leave()
         return told
+
+    def learn(self, key: str, *, shareable: bool) -> None:
+        """Remember keys whose answers cannot be shared: waiting for those only costs time.
+
+        Varnish calls this hit-for-miss. The newest 1024 are remembered.
+        """
+        with self._lock:
+            self._hopeless.pop(key, None)
+            if not shareable:
+                self._hopeless[key] = None
+                if len(self._hopeless) > _HOPELESS_BOUND:
+                    self._hopeless.popitem(last=False)
 
     def _stop_following(self, key: str, follower: _Follower[T]) -> Flight[T] | Landed[T] | None:
         with self._lock:

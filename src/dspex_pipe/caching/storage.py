@@ -125,7 +125,7 @@ class Storage:
         """The entries of a key that are whole and of our making."""
         if self._front is not None and (found := drive(self._load(self._front, key))):
             return found
-        return await self._run(self._load(self.store, key), io) or []
+        return await self._run(lambda: self._load(self.store, key), io) or []
 
     async def save(
         self,
@@ -147,28 +147,28 @@ class Storage:
             ttl: Seconds after which the store may clean it away.
             old: Entries that it replaces; ``None`` for all that the key has.
         """
-        return await self._run(self._save(key, saved, asked, ttl, old), io) is True
+        return await self._run(lambda: self._save(key, saved, asked, ttl, old), io) is True
 
     async def refresh(self, kept: Kept, headers: Any, io: IO) -> None:
         """Replace the headers of an entry."""
-        await self._run(self._call(self.store.update_headers, kept.entry.id, headers), io)
+        await self._run(lambda: self._call(self.store.update_headers, kept.entry.id, headers), io)
 
     async def remove(self, kept: Iterable[Kept], io: IO) -> None:
         """Remove entries."""
         for one in kept:
-            await self._run(self._call(self.store.remove_entry, one.entry.id), io)
+            await self._run(partial(self._call, self.store.remove_entry, one.entry.id), io)
 
     def close(self) -> None:
         """Close the store; one that we opened is blocking."""
         self.store.close()
 
-    async def _run(self, operation: Coroutine[Any, Any, T], io: IO) -> T | None:
+    async def _run(self, operation: Callable[[], Coroutine[Any, Any, T]], io: IO) -> T | None:
         try:
             if self.is_async:
-                return await operation
+                return await operation()
             if self._in_memory:
-                return drive(operation)
-            return await io.to_thread(partial(drive, operation))
+                return drive(operation())
+            return await io.to_thread(lambda: drive(operation()))
         except Exception as exc:  # noqa: BLE001 - whatever the store's trouble is, the call goes on without it
             if not self._warned:
                 self._warned = True

@@ -34,6 +34,9 @@ __all__ = ["Breaker"]
 
 Classify = Callable[["Response | BaseException", "Request"], Verdict | None]
 
+# Failures in a row count however long apart: with time-outs of 10 minutes each, five of them take an hour.
+_IDLE = 86_400.0
+
 _callable = check("a function", callable)
 
 
@@ -187,7 +190,8 @@ class Circuit:
         """
         if ticket.epoch != self.epoch:
             return
-        self._probes.pop(ticket, None)
+        if ticket.probe and self._probes.pop(ticket, None) is None:
+            return  # its lease was over, and another has taken its place
         if verdict is Verdict.NEUTRAL or self.state not in {State.CLOSED, State.HALF_OPEN}:
             return
         if verdict is Verdict.FAILURE:
@@ -240,6 +244,7 @@ class Breaking:
             lambda: Circuit(policy),
             armed=lambda circuit, _: circuit.state is not State.CLOSED,
             limit=policy.max_keys,
+            idle=_IDLE,
         )
         # Bodies that were dropped: told by a finaliser, which may run inside our own lock.
         self._dropped: deque[tuple[Circuit, Ticket]] = deque()
@@ -265,25 +270,28 @@ class Breaking:
         call = _Call(self, key, circuit, admitted, record, io)
         try:
             response = await call_next(request)
+            verdict = self._judge(response, request)
         except BaseException as exc:
-            call.settle(self._judge(exc, request), type(exc).__name__)
+            call.settle(self._judge_error(exc, request), type(exc).__name__)
             raise
-        verdict = self._judge(response, request)
         if verdict is Verdict.FAILURE:
             call.settle(verdict, f"status {response.status_code}")
         else:
             call.watch(response, verdict)
         return response
 
-    def _judge(self, outcome: Response | BaseException, request: Request) -> Verdict:
-        judged = None
+    def _judge(self, response: Response, request: Request) -> Verdict:
+        judged = None if self.policy.classify is None else self.policy.classify(response, request)
+        return verdict(response, request) if judged is None else judged
+
+    def _judge_error(self, exc: BaseException, request: Request) -> Verdict:
         # what was refused below us, or cancelled by the caller, says nothing that anyone could judge
-        silent = isinstance(outcome, BaseException) and (
-            not isinstance(outcome, Exception) or isinstance(outcome, Refused)
-        )
-        if self.policy.classify is not None and not silent:
-            judged = self.policy.classify(outcome, request)
-        return verdict(outcome, request) if judged is None else judged
+        silent = not isinstance(exc, Exception) or isinstance(exc, Refused)
+        try:
+            judged = None if self.policy.classify is None or silent else self.policy.classify(exc, request)
+        except Exception:  # noqa: BLE001 - classify fails on what it raised itself; the first error is raised
+            judged = Verdict.NEUTRAL
+        return verdict(exc, request) if judged is None else judged
 
     def settle(self, call: _Call, verdict: Verdict, why: str) -> None:
         """Tell a circuit how a call ended."""

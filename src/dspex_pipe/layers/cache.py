@@ -37,6 +37,14 @@ __all__ = ["Cache"]
 Mode: TypeAlias = Literal["on", "off", "read_only", "write_only", "refresh", "only_if_cached"]
 
 
+# What changes the meaning of a provider's body.
+_VARY = ("anthropic-beta", "anthropic-version", "openai-beta", "openai-organization", "openai-project")
+_NEGOTIATED = ("accept", "accept-encoding", "accept-language")
+_CONDITIONS = frozenset(
+    {"range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since", "if-range"}
+)
+
+
 def _mode(value: Any) -> str:
     """The mode of one call: a word, or on and off."""
     mode = {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
@@ -84,7 +92,8 @@ class Cache:
             ``"shared"`` gives everybody everything.
         key: ``"content"``; ``"messages"`` takes only messages (or input, or prompt) and model of a body.
         match: Accepts further requests to be kept by content, whatever their method.
-        vary: Request headers whose values are part of a content key.
+        vary: Request headers whose values are part of a content key; by default those of OpenAI and Anthropic
+            that choose an organisation, a project, a version or a beta.
         credentials: Names of the headers that are credentials.
         shared: Whether this is a shared cache by RFC 9111, as of a gateway; a private one otherwise.
         secret: The key of the digest of credentials; by default random, and kept beside the file of a store
@@ -117,16 +126,16 @@ class Cache:
         default="credential",  # pyright: ignore[reportAssignmentType] # attrs' stub widens it to str
         kw_only=True,
         validator=check(
-            '"credential", "shared" or a function', lambda v: v in {"credential", "shared"} or callable(v)
+            '"credential", "shared" or a function', lambda v: v in ("credential", "shared") or callable(v)
         ),
     )
     key: Literal["content", "messages"] = field(
         default="content",  # pyright: ignore[reportAssignmentType] # attrs' stub widens it to str
         kw_only=True,
-        validator=check('"content" or "messages"', lambda v: v in {"content", "messages"}),
+        validator=check('"content" or "messages"', lambda v: v in ("content", "messages")),
     )
     match: Callable[[Request], bool] | None = field(default=None, kw_only=True, validator=optional(_callable))
-    vary: tuple[str, ...] = field(default=(), kw_only=True, converter=_names, validator=_tuple)
+    vary: tuple[str, ...] = field(default=_VARY, kw_only=True, converter=_names, validator=_tuple)
     credentials: tuple[str, ...] = field(
         default=CREDENTIALS, kw_only=True, converter=_names, validator=_tuple
     )
@@ -204,6 +213,7 @@ class Caching:
                 record.emit("Cache", "passes by", reason or "")
                 return await call_next(request)
             call.key = self._key(request, body, record.options.get("sample", 0)).digest
+            call.is_completion = record.completion(request) is not None
             return await self._by_content.answer(call)
         if request.method in {"GET", "HEAD"}:
             if content_of(request) != b"":
@@ -216,11 +226,13 @@ class Caching:
         return response
 
     def _is_content(self, request: Request, record: Record) -> bool:
+        if not _CONDITIONS.isdisjoint(request.headers):
+            return False  # it asks for a part, or whether something has changed: no answer for another
         if self.config.match is not None and self.config.match(request):
             return True
-        if self.config.ttl is not None and request.method == "GET" and "range" not in request.headers:
-            return True
-        return record.completion(request) is not None
+        return record.completion(request) is not None or (
+            self.config.ttl is not None and request.method == "GET"
+        )
 
     # Keys
 
@@ -231,10 +243,14 @@ class Caching:
             _plain(request.url),
             body,
             only=("model", "messages", "input", "prompt") if config.key == "messages" else None,
-            vary={name: request.headers.get(name, "") for name in config.vary},
+            vary={name: request.headers.get(name, "") for name in self._vary(request)},
             identity=self._identity(request),
             sample=sample,
         )
+
+    def _vary(self, request: Request) -> tuple[str, ...]:
+        # a page that is kept for a fixed time still comes in several languages and types
+        return (*self.config.vary, *_NEGOTIATED) if request.method == "GET" else self.config.vary
 
     def _page_key(self, request: Request, method: str, url: str) -> str:
         """The key of what HTTP's rules keep for whoever sends this request."""

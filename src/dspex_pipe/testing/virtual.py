@@ -59,9 +59,12 @@ class VirtualIO(IO):
         else:
             self._clock += max(0.0, seconds)
 
-    async def close(self, response: Response) -> None:
+    async def close(self, response: Response, chunks: Any = None) -> None:
         """Close the body, whichever way it closes."""
-        await (BLOCKING if hasattr(response.stream, "close") else ASYNC).close(response)
+        if hasattr(response.stream, "close"):
+            await BLOCKING.close(response)
+        else:
+            await ASYNC.close(response, chunks)
 
     def chunks(self, response: Response) -> AsyncIterator[bytes]:
         """The raw body, whichever way it reads."""

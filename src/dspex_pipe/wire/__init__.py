@@ -2,5 +2,6 @@
 
 from .completion import Completion, recognise
 from .errors import error_codes
+from .streams import Known, StreamReader, Usage, reader_for
 
-__all__ = ["Completion", "error_codes", "recognise"]
+__all__ = ["Completion", "Known", "StreamReader", "Usage", "error_codes", "reader_for", "recognise"]
