@@ -160,3 +160,10 @@ def test_respond_can_be_read_in_every_mode(world):
 def test_respond_refuses_what_is_no_request():
     with pytest.raises(TypeError, match=r"builtins\.str is of neither httpx nor httpx2"):
         respond("GET /", 200)
+
+
+def test_headers_beyond_latin_1_go_out_as_utf_8(http):
+    request = http.Request("GET", "http://x.test/")
+    raw = respond(request, 200, headers={"x-a": "caf\xe9", "x-b": "\u96ea"}).headers.raw
+    assert (b"x-a", b"caf\xe9") in raw
+    assert (b"x-b", "\u96ea".encode()) in raw

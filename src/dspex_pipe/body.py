@@ -18,6 +18,7 @@ __all__ = [
     "Ending",
     "Passing",
     "Prefixed",
+    "Replay",
     "Tap",
     "content_of",
     "copy_request",
@@ -236,6 +237,37 @@ class Prefixed(Passing):
 
     async def __anext__(self) -> bytes:
         return self._beginning.popleft() if self._beginning else await super().__anext__()
+
+
+class Replay:
+    """A body that lies in memory, given again in its pieces."""
+
+    def __init__(self, pieces: tuple[bytes, ...]) -> None:
+        self._pieces = deque(pieces)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        if not self._pieces:
+            raise StopIteration
+        return self._pieces.popleft()
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._pieces:
+            raise StopAsyncIteration
+        return self._pieces.popleft()
+
+    def close(self) -> None:
+        """Forget the rest."""
+        self._pieces.clear()
+
+    async def aclose(self) -> None:
+        """Forget the rest."""
+        self._pieces.clear()
 
 
 class _Tapped(Passing):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..body import decoded
+from ..body import decoded, put_stream
+from ..wire import reader_for
 from .content import is_worth_keeping
-from .exchange import Exchange, Failed, fresh, is_callers_own
+from .exchange import KEEP_BOUND, Exchange, Failed, fresh, is_callers_own
 from .flight import Flight, Flights, Landed
+from .recording import EventRecording
 from .storage import Saved, Storage
 
 if TYPE_CHECKING:
@@ -56,7 +58,8 @@ class ByContent:
                 return call.answer(saved, "hit")
             return await self._ask(call, lead)
         finally:
-            lead.leave()
+            if not lead.rides_on:
+                lead.leave()
 
     async def _fresh(self, call: Exchange) -> Saved | None:
         for kept in await self._storage.load(call.key, call.io):
@@ -79,20 +82,50 @@ class ByContent:
             if lead is not None and not is_callers_own(exc, call.request):
                 lead.land(Failed(exc))
             raise
+        if call.format is not None and response.status_code == 200 and _is_event_stream(response):
+            self._record_events(call, response, lead)
+            return call.missed(response)
         shared: Shared = None
         if body is not None:
-            shared = Saved.of(response, body, call.io.wall())
+            shared = Saved.of(response, (body,), call.io.wall())
             await self._keep(call, response, shared)
-        elif call.writes and "text/event-stream" not in response.headers.get("content-type", ""):
+        elif call.writes and not _is_event_stream(response):
 
             async def commit(late: bytes) -> None:
-                await self._keep(call, response, Saved.of(response, late, call.io.wall()))
+                await self._keep(call, response, Saved.of(response, (late,), call.io.wall()))
 
             call.record_body(response, commit)
         self.flights.learn(call.key, shareable=shared is not None)
         if lead is not None:
             lead.land(shared)
         return call.missed(response)
+
+    def _record_events(self, call: Exchange, response: Response, lead: Flight[Shared] | None) -> None:
+        """Let the reader of a stream have it at once; those who wait get it when it is whole."""
+
+        async def commit(pieces: tuple[bytes, ...]) -> None:
+            saved = Saved.of(response, pieces, call.io.wall())
+            if call.writes and await self._storage.save(
+                call.key, saved, call.io, asked=None, ttl=self._ttl, old=None
+            ):
+                call.emit("keeps")
+            if lead is not None:
+                lead.land(saved)
+
+        if lead is not None:
+            lead.rides_on = True
+        put_stream(
+            response,
+            EventRecording(
+                response.stream,
+                reader_for(call.format, response.headers),
+                commit,
+                abandon=_nothing if lead is None else lead.leave,
+                dropped=_nothing if lead is None else lead.drop,
+                plain=response.headers.get("content-encoding", "identity") == "identity",
+                limit=KEEP_BOUND,
+            ),
+        )
 
     async def _keep(self, call: Exchange, response: Response, saved: Saved) -> None:
         """Keep an answer, if it is a complete 200 that carries one."""
@@ -105,3 +138,12 @@ class ByContent:
             and await self._storage.save(call.key, saved, call.io, asked=None, ttl=self._ttl, old=None)
         ):
             call.emit("keeps")
+
+
+def _is_event_stream(response: Response) -> bool:
+    kind: str = response.headers.get("content-type", "")
+    return kind.startswith("text/event-stream")
+
+
+def _nothing() -> None:
+    """Nobody waits."""

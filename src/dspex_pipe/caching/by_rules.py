@@ -165,8 +165,8 @@ class ByRules:
             length = response.headers.get("content-length")
             if length is not None and length != str(len(body)) and call.request.method != "HEAD":
                 return
-            whole = Saved.of(response, body, call.io.wall())
-            saved = Saved(whole.status, _pairs(headers), body, whole.stored_at, whole.extensions)
+            whole = Saved.of(response, (body,), call.io.wall())
+            saved = Saved(whole.status, _pairs(headers), (body,), whole.stored_at, whole.extensions)
             if await self._storage.save(call.key, saved, call.io, asked=asked, ttl=None, old=old):
                 call.emit("keeps")
 

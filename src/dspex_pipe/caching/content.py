@@ -28,8 +28,6 @@ def why_not(body: bytes) -> str | None:
     tools = document.get("tools")
     if isinstance(tools, list) and any(_runs_at_the_server(tool) for tool in tools):
         return "it uses tools of the server"
-    if document.get("stream") is True:
-        return "it is a stream"
     return None
 
 

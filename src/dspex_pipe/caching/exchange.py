@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import define, frozen
 
-from ..body import is_buffered, known_length, put_stream, respond
+from ..body import Replay, is_buffered, known_length, put_stream, respond
 from ..errors import DeadlineExceeded, RateLimited
 from ..outcome import is_any_timeout
 from .recording import Recording
@@ -83,7 +83,7 @@ class Exchange:
         key: The key.
         tally: Where hits and misses are counted.
         max_wait: Seconds to wait for another's answer.
-        is_completion: Whether it is a recognised LLM call.
+        format: Which LLM format it has, if it is a recognised call.
     """
 
     request: Request
@@ -94,7 +94,12 @@ class Exchange:
     key: str
     tally: Tally
     max_wait: float
-    is_completion: bool = False
+    format: str | None = None
+
+    @property
+    def is_completion(self) -> bool:
+        """Whether it is a recognised LLM call."""
+        return self.format is not None
 
     @property
     def reads(self) -> bool:
@@ -119,11 +124,18 @@ class Exchange:
     def answer(self, saved: Saved, how: str, headers: Iterable[tuple[str, str]] | None = None) -> Response:
         """Answer with what is kept."""
         self.tally.hits += 1
-        self.emit(how, seconds=max(0.0, self.io.wall() - saved.stored_at))
+        reason = f"{self.key[:12]}, not billed" if self.is_completion else ""
+        self.emit(how, reason, max(0.0, self.io.wall() - saved.stored_at))
         shown = [*(saved.headers if headers is None else headers), ("x-dspex-cache", how)]
-        return respond(
-            self.request, saved.status, headers=shown, content=saved.body, extensions=dict(saved.extensions)
-        )
+        extensions = dict(saved.extensions)
+        if not saved.is_stream:
+            return respond(
+                self.request, saved.status, headers=shown, content=saved.body, extensions=extensions
+            )
+        response = respond(self.request, saved.status, headers=shown, extensions=extensions)
+        del response.headers["content-length"]  # it had none: it was a stream, and is one again
+        put_stream(response, Replay(saved.pieces))
+        return response
 
     def refuse(self) -> Response:
         """Nothing is kept, and the caller wants nothing else (RFC 9111 §5.2.1.7)."""

@@ -38,6 +38,8 @@ class Flight(Generic[T]):
         self._flights = flights
         self._key = key
         self._done = False
+        self.rides_on = False
+        """Whether the lead has gone over to a body that is still being read."""
         self.followers: deque[_Follower[T]] = deque()
 
     def land(self, result: T) -> None:
@@ -46,6 +48,10 @@ class Flight(Generic[T]):
             follower.told = Landed(result)
             follower.event.set()
         self._done = True
+
+    def drop(self) -> None:
+        """Leave later, when somebody next joins: for a finaliser, which must take no lock."""
+        self._flights.dropped.append(self)
 
     def leave(self) -> None:
         """Hand the lead to the follower who has waited longest, if there is one; after `land`, do nothing."""
@@ -69,6 +75,7 @@ class Flights(Generic[T]):
         self._lock = Lock()
         self._under_way: dict[str, Flight[T]] = {}
         self._hopeless: OrderedDict[str, None] = OrderedDict()
+        self.dropped: deque[Flight[T]] = deque()
 
     def __len__(self) -> int:
         return len(self._under_way)
@@ -85,6 +92,8 @@ class Flights(Generic[T]):
             The lead; or what the leader shared; or ``None``, when that took too long, or when there is no
             hope that it can be shared: then ask.
         """
+        while self.dropped:
+            self.dropped.popleft().leave()
         with self._lock:
             if key in self._hopeless:
                 return None

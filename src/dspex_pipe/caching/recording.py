@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from itertools import pairwise
 from typing import Any
 
 from ..body import Passing
 from ..io import drive
+from ..wire import StreamReader
 
-__all__ = ["Recording"]
+__all__ = ["EventRecording", "Recording"]
 
 
 class Recording(Passing):
@@ -53,3 +55,123 @@ class Recording(Passing):
     def _whole(self) -> bytes | None:
         parts, self._parts = self._parts, None
         return None if parts is None else b"".join(parts)
+
+
+class EventRecording(Passing):
+    """A stream of events that is kept when its *meaning* says that it is whole.
+
+    The end of the body says little: the openai SDK leaves at ``[DONE]`` and never sees it, and a stream that
+    was cut off ends as quietly as a whole one. So the provider's last event decides, also when the reader
+    leaves right there; an error event vetoes. Only where the format cannot be read does the end of the body
+    count.
+
+    Args:
+        stream: The body.
+        reader: Reads it as it goes by.
+        commit: Keeps the pieces; in blocking mode it must not suspend.
+        abandon: Called when there will be nothing to keep; once, unless it was kept.
+        dropped: The same, from a finaliser: it must take no lock.
+        plain: Whether the body is not compressed, so that it can be cut where its events end.
+        limit: Bytes at most.
+    """
+
+    def __init__(
+        self,
+        stream: Any,
+        reader: StreamReader,
+        commit: Callable[[tuple[bytes, ...]], Coroutine[Any, Any, None]],
+        *,
+        abandon: Callable[[], None],
+        dropped: Callable[[], None],
+        plain: bool,
+        limit: int,
+    ) -> None:
+        super().__init__(stream)
+        self._reader = reader
+        self._commit = commit
+        self._abandon = abandon
+        self._dropped = dropped
+        self._plain = plain
+        self._left = limit
+        self._parts: list[bytes] = []
+        self._ends: list[int] = []
+        self._open = True
+
+    def __next__(self) -> bytes:
+        try:
+            return self._note(super().__next__())
+        except StopIteration:
+            drive(self._finish(at_end=True))
+            raise
+        except BaseException:
+            self._give_up()
+            raise
+
+    async def __anext__(self) -> bytes:
+        try:
+            return self._note(await super().__anext__())
+        except StopAsyncIteration:
+            await self._finish(at_end=True)
+            raise
+        except BaseException:
+            self._give_up()
+            raise
+
+    def close(self) -> None:
+        """Close the body; it is kept if its last event has come."""
+        try:
+            super().close()
+        finally:
+            drive(self._finish(at_end=False))
+
+    async def aclose(self) -> None:
+        """Close the body; it is kept if its last event has come."""
+        try:
+            await super().aclose()
+        finally:
+            await self._finish(at_end=False)
+
+    def __del__(self) -> None:
+        if self._open:
+            self._open = False
+            self._dropped()
+
+    def _note(self, chunk: bytes) -> bytes:
+        self._left -= len(chunk)
+        if self._open and self._left < 0:
+            self._give_up()
+        if self._open:
+            self._parts.append(chunk)
+            self._ends += [seen.end for seen in self._reader.feed(chunk)]
+        return chunk
+
+    async def _finish(self, *, at_end: bool) -> None:
+        if not self._open:
+            return
+        self._reader.finish()
+        if not self._is_whole(at_end):
+            self._give_up()
+            return
+        self._open = False
+        await self._commit(self._pieces())
+
+    def _is_whole(self, at_end: bool) -> bool:
+        known = self._reader.known
+        if known.gave_up is not None:
+            return at_end
+        # response.incomplete is a last event, too, and its answer is cut short
+        return known.terminal and (known.format != "openai.responses" or known.finished == ("completed",))
+
+    def _pieces(self) -> tuple[bytes, ...]:
+        """The body, cut where its events end, if that can be told from the raw bytes."""
+        if not self._plain:
+            return tuple(self._parts)
+        body = b"".join(self._parts)
+        cuts = [0, *self._ends, len(body)]
+        return tuple(body[a:b] for a, b in pairwise(cuts) if a < b)
+
+    def _give_up(self) -> None:
+        if self._open:
+            self._open = False
+            self._parts.clear()
+            self._abandon()

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 _logger = logging.getLogger("dspex_pipe")
 
-_SCHEMA = "1"
+_SCHEMA = "2"
 _EXTENSIONS = ("http_version", "reason_phrase")
 
 # RFC 9110 §7.6.1 and RFC 9111 §3.1; set-cookie and the authentication headers are secrets, which never rest
@@ -55,19 +55,29 @@ class Saved:
     Args:
         status: The HTTP status.
         headers: Names and values, without what must not be kept.
-        body: The raw body, maybe compressed.
+        pieces: The raw body, maybe compressed; of a stream, event by event.
         stored_at: Seconds since the epoch.
         extensions: ``http_version`` and ``reason_phrase``, as httpx has them.
     """
 
     status: int
     headers: tuple[tuple[str, str], ...]
-    body: bytes
+    pieces: tuple[bytes, ...]
     stored_at: float
     extensions: tuple[tuple[str, bytes], ...] = ()
 
+    @property
+    def body(self) -> bytes:
+        """The raw body, whole."""
+        return b"".join(self.pieces)
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it is server-sent events, and was never a body of known length."""
+        return any(n == "content-type" and v.startswith("text/event-stream") for n, v in self.headers)
+
     @classmethod
-    def of(cls, response: Response, body: bytes, now: float) -> Saved:
+    def of(cls, response: Response, pieces: tuple[bytes, ...], now: float) -> Saved:
         """What is kept of a response that has been read."""
         named = {n.strip().lower() for n in response.headers.get("connection", "").split(",")}
         gone = HOP_BY_HOP | named | {"content-length", "x-should-retry"}
@@ -79,7 +89,7 @@ class Saved:
         extensions = tuple(
             (name, response.extensions[name]) for name in _EXTENSIONS if name in response.extensions
         )
-        return cls(response.status_code, kept, body, now, extensions)
+        return cls(response.status_code, kept, pieces, now, extensions)
 
 
 def header_pairs(response: Response) -> list[tuple[str, str]]:
@@ -196,7 +206,7 @@ class Storage:
         old: Iterable[Kept] | None,
     ) -> bool:
         stale = [k.entry for k in old] if old is not None else await self._call(self.store.get_entries, key)
-        stream = _later(saved.body) if self.is_async else iter([saved.body])
+        stream = _later(saved.pieces) if self.is_async else iter(saved.pieces)
         # by content, nothing of the request is kept but the key, which tells nobody what was asked
         request = self._hishel.Request(method="", url="") if asked is None else asked
         response = _pack(saved, stream)
@@ -207,14 +217,15 @@ class Storage:
         return True
 
 
-async def _later(body: bytes) -> AsyncIterator[bytes]:
-    yield body
+async def _later(pieces: tuple[bytes, ...]) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
 
 
-async def _read(stream: Any) -> bytes:
+async def _read(stream: Any) -> tuple[bytes, ...]:
     if hasattr(stream, "__aiter__"):
-        return b"".join([chunk async for chunk in stream])
-    return b"".join(stream)
+        return tuple([chunk async for chunk in stream])
+    return tuple(stream)
 
 
 def _pack(saved: Saved, stream: Any) -> Any:
@@ -229,18 +240,20 @@ def _pack(saved: Saved, stream: Any) -> Any:
 def _meta(saved: Saved) -> Iterator[tuple[str, str]]:
     yield "x-dspex-schema", _SCHEMA
     yield "x-dspex-stored-at", repr(saved.stored_at)
-    yield "x-dspex-length", str(len(saved.body))
+    yield "x-dspex-length", str(sum(map(len, saved.pieces)))
+    yield "x-dspex-pieces", ",".join(str(len(piece)) for piece in saved.pieces)
     for name, value in saved.extensions:
         yield f"x-dspex-{name}", value.decode("latin-1")
 
 
-def _unpack(response: Any, body: bytes) -> Saved | None:
+def _unpack(response: Any, read: tuple[bytes, ...]) -> Saved | None:
     """What an entry holds; ``None`` when it is not of our making, of another version, or cut short."""
-    headers = response.headers
+    headers, body = response.headers, b"".join(read)
     if headers.get("x-dspex-schema") != _SCHEMA or headers.get("x-dspex-length") != str(len(body)):
         return None
     try:
         stored_at = float(headers["x-dspex-stored-at"])
+        pieces = _cut(body, headers["x-dspex-pieces"])
     except (KeyError, ValueError):
         return None
     kept = tuple(
@@ -254,4 +267,13 @@ def _unpack(response: Any, body: bytes) -> Saved | None:
         for name in _EXTENSIONS
         if f"x-dspex-{name}" in headers
     )
-    return Saved(response.status_code, kept, body, stored_at, extensions)
+    return Saved(response.status_code, kept, pieces, stored_at, extensions)
+
+
+def _cut(body: bytes, lengths: str) -> tuple[bytes, ...]:
+    """The pieces again: a store of hishel's cuts bodies as it likes."""
+    pieces, at = [], 0
+    for length in map(int, lengths.split(",")):
+        pieces.append(body[at : at + length])
+        at += length
+    return tuple(pieces)

@@ -77,8 +77,9 @@ class Cache:
 
     Kept by content are LLM completions (OpenAI chat, completions, embeddings and responses, Anthropic
     messages) and what ``match`` accepts: the key is a digest of method, URL, the whole body as canonical
-    JSON, and who is asking. GET and HEAD follow RFC 9111. Only a complete 200 is ever kept. What goes on from
-    server-side state (a conversation, server tools) and streams pass by. A store that fails is a miss.
+    JSON, and who is asking. A stream is kept when its last event says that it is whole. GET and HEAD follow
+    RFC 9111. Only a complete 200 is ever kept. What goes on from server-side state (a conversation, server
+    tools) passes by. A store that fails is a miss.
 
     Args:
         store: Where answers are kept: nothing for memory; a name or path for a file (a bare name lives in the
@@ -213,7 +214,8 @@ class Caching:
                 record.emit("Cache", "passes by", reason or "")
                 return await call_next(request)
             call.key = self._key(request, body, record.options.get("sample", 0)).digest
-            call.is_completion = record.completion(request) is not None
+            completion = record.completion(request)
+            call.format = None if completion is None else completion.format
             return await self._by_content.answer(call)
         if request.method in {"GET", "HEAD"}:
             if content_of(request) != b"":
