@@ -48,6 +48,7 @@ def test_the_front_door_holds_exactly_these_names():
         "build_client",
         "explain",
         "options",
+        "presets",
         "record_of",
         "refusal_of",
         "respond",

@@ -99,7 +99,7 @@ def test_a_layer_that_takes_too_long_is_cut_off_too(http):
     assert isinstance(error, DeadlineExceeded)
     assert isinstance(error, http.TimeoutException)
     assert (io.now(), error.layer, script.requests) == (10, "Timeout", [])
-    assert [e.decision for e in explain(error)] == ["ends the call", "refused"]
+    assert [e.decision for e in explain(error)] == ["is over", "refused"]
 
 
 def test_the_total_bounds_retries_and_their_waits():
@@ -178,7 +178,7 @@ def test_an_attempt_over_its_time_is_a_read_timeout_that_retry_sends_again(http)
     assert (response.status_code, len(script.requests)) == (200, 2)
     assert io.now() == 10.1
     assert [(e.layer, e.decision) for e in explain(response)][:2] == [
-        ("Timeout", "ends the attempt"),
+        ("Timeout", "is over"),
         ("Retry", "retries"),
     ]
 
@@ -197,6 +197,75 @@ def test_a_plain_body_is_part_of_its_attempt():
 def test_a_stream_is_not_part_of_its_attempt():
     io, script, client = virtual([Timeout(attempt=10)], Reply(chunks=[b"x"] * 3, pause=30))
     assert io.run(client.get(URL)).content == b"xxx"
+
+
+# The silences of a stream
+
+PING = b": keep-alive\n\n"
+FIRST = b'data: {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}\n\n'
+TEXT = b'data: {"choices": [{"index": 0, "delta": {"content": "a"}}]}\n\n'
+DONE = b"data: [DONE]\n\n"
+CHAT = ("POST", "http://llm.test/v1/chat/completions")
+ASK = {"model": "m", "messages": [1], "stream": True}
+
+
+def events(*chunks, **more):
+    return Reply(chunks=chunks, headers={"content-type": "text/event-stream"}, **more)
+
+
+@pytest.mark.parametrize(
+    ("policy", "reply", "ends_at", "said"),
+    [
+        (Timeout(first_content=10), events(FIRST, *[PING] * 9, pause=3), 10, "no content within 10 s"),
+        (Timeout(first_content=10), events(TEXT, delay=60), 10, "no content within 10 s"),
+        (Timeout(idle=10), events(TEXT, *[PING] * 9, pause=3), 13, "no content for 10 s"),
+        (Timeout(idle=10, total=8), events(TEXT, *[PING] * 9, pause=3), 8, "the call took longer than 8 s"),
+    ],
+    ids=["only pings", "no headers", "a stall", "the total first"],
+)
+def test_pings_do_not_hide_a_stall(http, policy, reply, ends_at, said):
+    io, script, client = virtual([policy], reply, http=http)
+    (error,) = io.run_all(client.request(*CHAT, json=ASK))
+    assert isinstance(error, http.TimeoutException)
+    assert said in str(error)
+    assert (io.now(), script.open) == (ends_at, 0)
+
+
+def test_a_stream_that_goes_on_may_take_its_time(world: World):
+    async def main():
+        chunks = [FIRST, *[PING, TEXT] * 20, DONE]
+        io = VirtualIO()
+        script = Script(events(*chunks, pause=4), io=io)
+        async with world.client([Timeout(first_content=20, idle=10)], transport=script, io=io) as client:
+            response = await client.request(*CHAT, json=ASK)
+        assert response.content == b"".join(chunks)
+        assert io.now() == 4 * len(chunks)
+
+    world.run(main)
+
+
+def test_a_blocking_stall_is_seen_between_the_pieces(http):
+    io = VirtualIO()
+    script = Script(events(TEXT, *[PING] * 9, pause=3), io=io)
+    client = Pipeline([Timeout(idle=10)]).client(http=http, transport=script, io=io)
+    with pytest.raises(http.ReadTimeout, match="no content for 10 s"):
+        client.request(*CHAT, json=ASK)
+    assert (io.now(), script.open) == (15, 0)
+
+
+def test_where_the_meaning_cannot_be_read_every_piece_counts():
+    io, script, client = virtual([Timeout(idle=10)], events(*[b"data: x\n\n"] * 9, pause=8))
+    assert io.run(client.get(URL)).status_code == 200
+    io, script, client = virtual([Timeout(idle=10)], Reply(chunks=[b"no event stream"] * 2, pause=80))
+    assert io.run(client.get(URL)).status_code == 200
+
+
+def test_no_read_of_a_stream_takes_longer_than_its_content_may():
+    policy = Timeout(first_content=60, idle=20)
+    assert tightened(policy, DEFAULT, None, streams=True)["read"] == 60
+    assert tightened(policy, {"read": 30.0}, None, streams=True)["read"] == 30
+    assert tightened(policy, {"read": 300.0}, None)["read"] == 300
+    assert tightened(Timeout(idle=20), {"read": 300.0}, None, streams=True)["read"] == 300
 
 
 # Whose cancellation it is
@@ -237,11 +306,11 @@ def test_a_time_out_of_a_layer_of_ones_own_stays_what_it_is():
 
 
 def test_bounding_nothing_is_an_error():
-    with pytest.raises(ValueError, match=r"Timeout\(\) bounds nothing: it takes total=, attempt= or"):
+    with pytest.raises(ValueError, match=r"Timeout\(\) bounds nothing: it takes total=, attempt="):
         Timeout()
 
 
-@pytest.mark.parametrize("name", ["total", "attempt", "connect"])
+@pytest.mark.parametrize("name", ["total", "attempt", "connect", "first_content", "idle"])
 @pytest.mark.parametrize("value", [0, -1, "5", float("nan"), True])
 def test_bad_settings_say_what_is_allowed(name, value):
     with pytest.raises(ValueError, match=rf"Timeout\({name}=…\) takes a positive number of seconds, or None"):

@@ -4,6 +4,7 @@
 ``attach(OpenAI(), layers=[Retry()])`` does the same for a provider's SDK.
 """
 
+from . import presets
 from .advice import Advice, OrderWarning
 from .chain import Handler, Middleware
 from .client import attach, build_async_client, build_client
@@ -71,6 +72,7 @@ __all__ = [
     "build_client",
     "explain",
     "options",
+    "presets",
     "record_of",
     "refusal_of",
     "respond",

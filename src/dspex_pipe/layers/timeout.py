@@ -1,18 +1,16 @@
-"""Bound the time of a call: all of it, each attempt, and connecting.
+"""Bound the time of a call: all of it, each attempt, connecting, and the silences of a stream.
 
-httpx's own timeouts bound single socket operations, so a server that sends a byte now and then is never late.
-These bound the whole. In async clients they pre-empt: what is late is cancelled. A blocking call cannot be
-pre-empted: there every socket operation is cut to what is left, and the time is looked at between the pieces
-of a body; an answer that comes late in spite of that is an answer.
+httpx's own timeouts bound single socket operations, so a server that sends a byte now and then is never late:
+keep-alive pings hide a stall. These bound the whole, and count content. In async clients they pre-empt: what
+is late is cancelled. A blocking call cannot be pre-empted: there every socket operation is cut to what is
+left, and the time is looked at between the pieces of a body; an answer that comes late all the same is one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from attrs import field, frozen
+from attrs import define, field, frozen
 
 from ..body import Passing, is_buffered, put_stream
 from ..config import brief, optional, seconds
@@ -20,6 +18,7 @@ from ..errors import DeadlineExceeded
 from ..events import Record, record_of
 from ..io import OutOfTime
 from ..outcome import as_library_error, read_timeout
+from ..wire import StreamReader, reader_for
 
 if TYPE_CHECKING:
     from ..chain import Handler
@@ -36,7 +35,7 @@ _UNTOUCHED = dict.fromkeys(_KINDS, 5.0)  # what httpx and httpx2 have when nobod
 class Timeout:
     """Bound the time of calls; what is late raises a timeout of the client's library.
 
-    ``total`` belongs outside `Retry`, ``attempt`` inside it: two of these layers, then. What the caller asked
+    ``total`` belongs outside `Retry`, the others inside it: two of these layers, then. What the caller asked
     for in httpx's own ``timeout=`` still holds where it is shorter; httpx's default of 5 s, when nobody has
     touched it, counts as not asked for.
 
@@ -46,6 +45,10 @@ class Timeout:
         attempt: Seconds until an answer is there: its headers, and its body if that is read inside the
             stack (an LLM's, or short JSON). Late is a ``ReadTimeout``, which `Retry` sends again.
         connect: Seconds for connecting.
+        first_content: Seconds from the start until an LLM's stream has brought its first content: text,
+            reasoning, a tool call. Pings are none. Late is a ``ReadTimeout``; its reader gets it once the
+            headers are there.
+        idle: Seconds between two pieces of content of such a stream.
 
     Raises:
         ValueError: Nothing is bounded.
@@ -54,33 +57,88 @@ class Timeout:
     total: float | None = field(default=None, validator=optional(seconds()))
     attempt: float | None = field(default=None, validator=optional(seconds()))
     connect: float | None = field(default=None, validator=optional(seconds()))
+    first_content: float | None = field(default=None, validator=optional(seconds()))
+    idle: float | None = field(default=None, validator=optional(seconds()))
 
     __repr__ = brief
 
     def __attrs_post_init__(self) -> None:
-        if self.total is None and self.attempt is None and self.connect is None:
-            raise ValueError("Timeout() bounds nothing: it takes total=, attempt= or connect=, in seconds")
+        if not any((self.total, self.attempt, self.connect, self.first_content, self.idle)):
+            raise ValueError(
+                "Timeout() bounds nothing: it takes total=, attempt=, connect=, first_content= or idle=, in "
+                "seconds"
+            )
 
     def build(self) -> TimingOut:
         """The running layer; it has no state."""
         return TimingOut(self)
 
 
-def tightened(policy: Timeout, asked: dict[str, float | None], left: float | None) -> dict[str, float | None]:
+# The pure part: what is due next.
+
+
+def tightened(
+    policy: Timeout, asked: dict[str, float | None], left: float | None, *, streams: bool = False
+) -> dict[str, float | None]:
     """The bounds of single socket operations, in seconds.
 
     Args:
         policy: The configuration.
         asked: What the caller asked for, as httpx has it.
         left: Seconds until the deadline, if there is one.
+        streams: Whether a stream was asked for: then no read takes longer than its content may.
     """
     bounds = {}
     for kind in _KINDS:
         given = None if asked == _UNTOUCHED else asked.get(kind)
         own = policy.connect if kind == "connect" and policy.connect is not None else policy.attempt
-        known = [bound for bound in (given, own, left) if bound is not None]
-        bounds[kind] = min(known) if known else asked.get(kind)
+        known = [given, own, left]
+        if kind == "read" and streams and None not in {policy.first_content, policy.idle}:
+            known.append(max(policy.first_content or 0.0, policy.idle or 0.0))
+        told = [bound for bound in known if bound is not None]
+        bounds[kind] = min(told) if told else asked.get(kind)
     return bounds
+
+
+@define
+class Watch:
+    """What one call is bounded by, as it goes on.
+
+    Args:
+        policy: The configuration.
+        started: Seconds, when the call came here.
+        deadline: When the whole call must be over, if ``total`` says so.
+        streams: Whether it is a stream, of which the content counts.
+        answered: Whether its headers are there.
+        content_at: Seconds, when content last came.
+    """
+
+    policy: Timeout
+    started: float
+    deadline: float | None
+    streams: bool
+    answered: bool = False
+    content_at: float | None = None
+
+    def due(self) -> tuple[float, str] | None:
+        """When the call is late, and by which bound; ``None`` for never."""
+        policy, dues = self.policy, []
+        if self.deadline is not None:
+            dues.append((self.deadline, "total"))
+        if policy.attempt is not None and not self.answered:
+            dues.append((self.started + policy.attempt, "attempt"))
+        if self.streams and policy.first_content is not None and self.content_at is None:
+            dues.append((self.started + policy.first_content, "first_content"))
+        if self.streams and policy.idle is not None and self.content_at is not None:
+            dues.append((self.content_at + policy.idle, "idle"))
+        return min(dues, default=None)
+
+
+_SAID = {
+    "attempt": "the attempt took longer than {:g} s",
+    "first_content": "no content within {:g} s",
+    "idle": "no content for {:g} s",
+}
 
 
 class TimingOut:
@@ -90,63 +148,91 @@ class TimingOut:
         self.policy = policy
 
     async def __call__(self, request: Request, call_next: Handler, io: IO) -> Response:
-        record, total, attempt = record_of(request), self.policy.total, self.policy.attempt
-        if total is not None:
-            deadline = io.now() + total
+        record, policy, now = record_of(request), self.policy, io.now()
+        completion = record.completion(request)
+        streams = completion is not None and completion.stream
+        if policy.total is not None:
+            deadline = now + policy.total
             record.deadline = deadline if record.deadline is None else min(deadline, record.deadline)
-        left = record.remaining()
-        request.extensions["timeout"] = tightened(
-            self.policy, dict(request.extensions.get("timeout", {})), left
-        )
-        limits = [limit for limit in (attempt, left if total is not None else None) if limit is not None]
-        if not limits:
-            return await call_next(request)
-        try:
-            response = await io.bounded(_call(call_next, request), max(0.0, min(limits)))
-        except OutOfTime:
-            raise self._late(request, record) from None
-        if total is not None and not is_buffered(response):
-            late = partial(self._late_body, request, record)
-            put_stream(response, _Timed(response.stream, record, io, late))
+        asked = dict(request.extensions.get("timeout", {}))
+        request.extensions["timeout"] = tightened(policy, asked, record.remaining(), streams=streams)
+        watch = Watch(policy, now, record.deadline if policy.total is not None else None, streams)
+        timer = _Timer(watch, request, record, io)
+        response: Response = await timer.bounded(_call(call_next, request))
+        watch.answered = True
+        watch.streams = response.headers.get("content-type", "").startswith("text/event-stream")
+        bounded = watch.due() is not None or (watch.streams and policy.idle is not None)
+        if bounded and not is_buffered(response):
+            reader = reader_for(completion.format if completion else None, response.headers)
+            put_stream(response, _Timed(response.stream, timer, reader))
         return response
-
-    def _late(self, request: Request, record: Record) -> Exception:
-        """What is raised when the time is over."""
-        left = record.remaining()
-        if self.policy.total is not None and left is not None and left <= 0:
-            record.emit("Timeout", "ends the call", f"total={self.policy.total:g} s are over")
-            return DeadlineExceeded(
-                f"the call took longer than {self.policy.total:g} s", layer="Timeout", sent=True
-            )
-        record.emit("Timeout", "ends the attempt", f"attempt={self.policy.attempt:g} s are over")
-        return read_timeout(f"the attempt took longer than {self.policy.attempt:g} s", request)
-
-    def _late_body(self, request: Request, record: Record) -> Exception:
-        """What the reader of a body gets, outside the stack: an exception of its own library."""
-        late = self._late(request, record)
-        return as_library_error(late, request) if isinstance(late, DeadlineExceeded) else late
 
 
 async def _call(call_next: Handler, request: Request) -> Response:
     return await call_next(request)
 
 
-class _Timed(Passing):
-    """A body that must come to its end before the deadline."""
+class _Timer:
+    """Awaits things for as long as a `Watch` allows."""
 
-    def __init__(self, stream: Any, record: Record, io: IO, late: Callable[[], Exception]) -> None:
+    def __init__(self, watch: Watch, request: Request, record: Record, io: IO) -> None:
+        self.watch = watch
+        self.io = io
+        self._request = request
+        self._record = record
+
+    async def bounded(self, coroutine: Any) -> Any:
+        """Await a coroutine, until the next bound.
+
+        Raises:
+            ReadTimeout: Of the request's library.
+            DeadlineExceeded: The total is over.
+        """
+        due = self.watch.due()
+        if due is None:
+            return await coroutine
+        try:
+            return await self.io.bounded(coroutine, max(0.0, due[0] - self.io.now()))
+        except OutOfTime:
+            raise self._late(due[1]) from None
+
+    def check(self) -> None:
+        """Raise when a bound has passed."""
+        due = self.watch.due()
+        if due is not None and self.io.now() >= due[0]:
+            raise self._late(due[1])
+
+    def _late(self, bound: str) -> Exception:
+        length = getattr(self.watch.policy, bound)
+        self._record.emit("Timeout", "is over", f"{bound}={length:g} s")
+        if bound != "total":
+            return read_timeout(_SAID[bound].format(length), self._request)
+        late = DeadlineExceeded(f"the call took longer than {length:g} s", layer="Timeout", sent=True)
+        # the reader of a body stands outside the stack, where nobody makes it an error of the library
+        return as_library_error(late, self._request) if self.watch.answered else late
+
+
+class _Timed(Passing):
+    """A body that must go on coming."""
+
+    def __init__(self, stream: Any, timer: _Timer, reader: StreamReader) -> None:
         super().__init__(stream)
-        self._left = record.remaining
-        self._io = io
-        self._late = late
+        self._timer = timer
+        self._reader = reader
 
     def __next__(self) -> bytes:
-        if (self._left() or 0.0) <= 0:
-            raise self._late()
-        return super().__next__()
+        self._timer.check()
+        return self._note(super().__next__())
 
     async def __anext__(self) -> bytes:
-        try:
-            return await self._io.bounded(super().__anext__(), max(0.0, self._left() or 0.0))
-        except OutOfTime:
-            raise self._late() from None
+        chunk: bytes = await self._timer.bounded(super().__anext__())
+        return self._note(chunk)
+
+    def _note(self, chunk: bytes) -> bytes:
+        before = self._reader.known.content
+        self._reader.feed(chunk)
+        known = self._reader.known
+        # where the meaning cannot be read, every piece counts
+        if known.gave_up is not None or known.content > before:
+            self._timer.watch.content_at = self._timer.io.now()
+        return chunk

@@ -1,0 +1,60 @@
+"""Ready-made stacks: plain functions that return a list of layers, in the recommended order.
+
+Read them, call them, or copy them and change what you like: ``build_client(presets.rest())``,
+``attach(OpenAI(), presets.llm(cache=Cache("run.db")))``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .layers.breaker import Breaker
+from .layers.cache import Cache
+from .layers.integrity import StreamIntegrity
+from .layers.logging import Logging
+from .layers.ratelimit import RateLimit
+from .layers.retry import Retry
+from .layers.timeout import Timeout
+
+if TYPE_CHECKING:
+    from .pipeline import Layer
+
+__all__ = ["fuse", "llm", "rest"]
+
+
+def llm(*, cache: Cache | None = None, rate: RateLimit | None = None) -> list[Layer]:
+    """For LLM providers: 10 minutes for a call, a minute for its first content, and between pieces of it.
+
+    No attempt is bounded as a whole, since a long answer is no failure, and nothing is cached unless you ask.
+
+    Args:
+        cache: The cache, if answers may be kept.
+        rate: The rate limit; by default only the gate that a 429 shuts for everybody.
+    """
+    return [
+        Logging(),
+        *([] if cache is None else [cache]),
+        Timeout(total=600),
+        Retry(),
+        Breaker(),
+        RateLimit() if rate is None else rate,
+        Timeout(connect=5, first_content=60, idle=60),
+        StreamIntegrity(),
+    ]
+
+
+def rest() -> list[Layer]:
+    """For plain HTTP APIs: 30 s for a call, 10 s for an attempt, 5 s for connecting."""
+    return [
+        Logging(),
+        Timeout(total=30),
+        Retry(),
+        Breaker(),
+        RateLimit(),
+        Timeout(attempt=10, connect=5),
+    ]
+
+
+def fuse() -> list[Layer]:
+    """The original design, Cache -> Fuse -> Network: answers by messages and model; any non-200 fails."""
+    return [Cache(key="messages"), Breaker.fuse()]
