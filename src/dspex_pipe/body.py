@@ -230,7 +230,7 @@ class Prefixed(Passing):
         except StopIteration as done:  # in blocking mode the rest never suspends
             chunk: bytes = done.value
             return chunk
-        raise AssertionError("a blocking body suspended")
+        raise AssertionError("unreachable: a blocking body does not suspend")
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
