@@ -280,7 +280,8 @@ def test_a_probe_cancelled_at_any_point_frees_its_place_and_closes_nothing():
 class Gate:
     """An upstream of every mode that holds its calls until it is told to answer."""
 
-    def __init__(self, callers):
+    def __init__(self, callers, http):
+        self.http = http
         self.calls = 0
         self.refused = threading.Semaphore(0)
         self.callers = callers
@@ -294,7 +295,7 @@ class Gate:
         self._count()
         for _ in range(self.callers - 1):  # until all the others have been refused
             assert self.refused.acquire(timeout=20)
-        return httpx.Response(200, stream=httpx.ByteStream(b"ok"))
+        return self.http.Response(200, stream=self.http.ByteStream(b"ok"))
 
     async def handle_async_request(self, request):
         import anyio.to_thread
@@ -344,25 +345,29 @@ async def gather_trio(gate, client, number):
 @pytest.mark.parametrize(
     ("threads", "tasks", "trios"), [(50, 0, 0), (0, 50, 0), (0, 0, 50), (18, 16, 16)], ids=str
 )
-def test_fifty_callers_at_half_open_make_one_upstream_call(threads, tasks, trios):
+def test_fifty_callers_at_half_open_make_one_upstream_call(threads, tasks, trios, http):
     pipeline = half_open_pipeline()
-    gate = Gate(threads + tasks + trios)
+    gate = Gate(threads + tasks + trios, http)
     results, lock = [], threading.Lock()
 
     def add(more):
         with lock:
             results.extend(more)
 
-    blocking = pipeline.client(transport=gate)
+    blocking = pipeline.client(http=http, transport=gate)
     workers = [
         threading.Thread(target=lambda: add([outcome_of(gate, lambda: blocking.get(URL))]))
         for _ in range(threads)
     ]
     if tasks:
-        run = lambda: asyncio.run(gather_asyncio(gate, pipeline.async_client(transport=gate), tasks))  # noqa: E731
+        run = lambda: asyncio.run(
+            gather_asyncio(gate, pipeline.async_client(http=http, transport=gate), tasks)
+        )  # noqa: E731
         workers.append(threading.Thread(target=lambda: add(run())))
     if trios:
-        run_trio = lambda: trio.run(gather_trio, gate, pipeline.async_client(transport=gate), trios)  # noqa: E731
+        run_trio = lambda: trio.run(
+            gather_trio, gate, pipeline.async_client(http=http, transport=gate), trios
+        )  # noqa: E731
         workers.append(threading.Thread(target=lambda: add(run_trio())))
     for worker in workers:
         worker.start()
