@@ -359,16 +359,13 @@ def test_fifty_callers_at_half_open_make_one_upstream_call(threads, tasks, trios
         threading.Thread(target=lambda: add([outcome_of(gate, lambda: blocking.get(URL))]))
         for _ in range(threads)
     ]
+    made = {"http": http, "transport": gate}
     if tasks:
-        run = lambda: asyncio.run(
-            gather_asyncio(gate, pipeline.async_client(http=http, transport=gate), tasks)
-        )  # noqa: E731
-        workers.append(threading.Thread(target=lambda: add(run())))
+        on_asyncio = gather_asyncio(gate, pipeline.async_client(**made), tasks)
+        workers.append(threading.Thread(target=lambda: add(asyncio.run(on_asyncio))))
     if trios:
-        run_trio = lambda: trio.run(
-            gather_trio, gate, pipeline.async_client(http=http, transport=gate), trios
-        )  # noqa: E731
-        workers.append(threading.Thread(target=lambda: add(run_trio())))
+        client = pipeline.async_client(**made)
+        workers.append(threading.Thread(target=lambda: add(trio.run(gather_trio, gate, client, trios))))
     for worker in workers:
         worker.start()
     for worker in workers:
