@@ -21,19 +21,21 @@ async def pieces(client, url=CHAT, body=ASK, leave_after=None, **kwargs):
     """The raw pieces of a stream, read to its end, or left after so many; and how it was answered."""
     response = await client.open("POST", url, json=body, **kwargs)
     got = []
-    if client.blocking:
-        for piece in response.iter_raw():
-            got.append(piece)
-            if len(got) == leave_after:
-                break
-    else:
-        chunks = response.stream.__aiter__()
-        async for piece in chunks:
-            got.append(piece)
-            if len(got) == leave_after:
-                break
-        await chunks.aclose()
-    await client.drop(response)
+    try:
+        if client.blocking:
+            for piece in response.iter_raw():
+                got.append(piece)
+                if len(got) == leave_after:
+                    break
+        else:
+            chunks = response.stream.__aiter__()
+            async for piece in chunks:
+                got.append(piece)
+                if len(got) == leave_after:
+                    break
+            await chunks.aclose()
+    finally:
+        await client.drop(response)
     return got, response.headers["x-dspex-cache"]
 
 
@@ -68,6 +70,21 @@ def test_leaving_right_at_the_last_event_keeps_it(world: World, name):
             assert (await pieces(client, url, body, leave_after=len(events)))[1] == "miss"
             assert await pieces(client, url, body) == (events, "hit")
         assert script.open == 0
+
+    world.run(main)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_breaks_off_behind_the_last_event_is_whole(world: World, name):
+    """The openai SDK reads on for a moment behind [DONE], and cancels that."""
+    url, body, events = FORMATS[name]
+
+    async def main():
+        script = Script(stream(events, error="ReadError"))
+        async with world.client([Cache()], transport=script) as client:
+            with pytest.raises(world.http.ReadError):
+                await pieces(client, url, body)
+            assert await pieces(client, url, body) == (events, "hit")
 
     world.run(main)
 
@@ -233,6 +250,61 @@ def test_a_leader_cancelled_in_its_stream_hands_over():
     io._scheduled = False
     assert io.run(follower).content == b"".join(CHAT_WHOLE)
     assert (len(script.requests), script.open) == (2, 0)
+
+
+class SlowStore:
+    """An async store that takes its time."""
+
+    def __init__(self, io):
+        self.io, self.memory = io, MemoryStore()
+
+    async def get_entries(self, key):
+        await self.io.sleep(1)
+        return self.memory.get_entries(key)
+
+    async def create_entry(self, request, response, key, *, ttl=None):
+        await self.io.sleep(1)
+        kept = hishel.Response(
+            response.status_code, response.headers, iter([c async for c in response.stream])
+        )
+        return self.memory.create_entry(request, kept, key, ttl=ttl)
+
+    async def remove_entry(self, id_):
+        self.memory.remove_entry(id_)
+
+
+@pytest.mark.parametrize("streamed", [True, False], ids=["stream", "plain"])
+def test_cancelled_at_any_point_with_a_slow_store_a_leader_leaves_nobody_waiting(streamed):
+    for point in range(100):
+        io = VirtualIO()
+        reply = stream(CHAT_WHOLE, pause=1) if streamed else Reply(json={"id": 1}, delay=1, pause=1)
+        script = Script(reply, forever=True, io=io)
+        pipeline = Pipeline([Cache(SlowStore(io), secret=b"s" * 16)])
+        client = pipeline.async_client(transport=script, io=io)
+        body = {**ASK, "stream": streamed}
+        io._scheduled = True
+        leader, follower = (client.post(CHAT, json=body) for _ in range(2))
+        ended = False
+        try:
+            for step in range(point + 1):
+                leader.send(None)
+                io.advance(1)
+                if step < 3:
+                    follower.send(None)
+        except StopIteration:
+            ended = True
+        else:
+            with pytest.raises(asyncio.CancelledError):
+                leader.throw(asyncio.CancelledError())
+        io._scheduled = False
+        (result,) = io.run_all(follower)
+        assert result.status_code == 200
+        assert pipeline.snapshot()["layers"][0]["under_way"] == 0
+        assert script.open == 0
+        if ended:
+            assert point > 5
+            return
+    raise AssertionError("the sweep never came to an end")
 
 
 def test_a_stream_that_is_dropped_lets_the_next_one_lead():

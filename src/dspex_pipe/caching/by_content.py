@@ -105,12 +105,14 @@ class ByContent:
 
         async def commit(pieces: tuple[bytes, ...]) -> None:
             saved = Saved.of(response, pieces, call.io.wall())
-            if call.writes and await self._storage.save(
-                call.key, saved, call.io, asked=None, ttl=self._ttl, old=None
-            ):
-                call.emit("keeps")
-            if lead is not None:
-                lead.land(saved)
+            try:
+                if call.writes and await self._storage.save(
+                    call.key, saved, call.io, asked=None, ttl=self._ttl, old=None
+                ):
+                    call.emit("keeps")
+            finally:  # cancelled while it was being stored, it is whole all the same
+                if lead is not None:
+                    lead.land(saved)
 
         if lead is not None:
             lead.rides_on = True

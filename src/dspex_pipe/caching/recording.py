@@ -104,7 +104,7 @@ class EventRecording(Passing):
             drive(self._finish(at_end=True))
             raise
         except BaseException:
-            self._give_up()
+            self._break_off()
             raise
 
     async def __anext__(self) -> bytes:
@@ -114,7 +114,7 @@ class EventRecording(Passing):
             await self._finish(at_end=True)
             raise
         except BaseException:
-            self._give_up()
+            self._break_off()
             raise
 
     def close(self) -> None:
@@ -149,13 +149,13 @@ class EventRecording(Passing):
         if not self._open:
             return
         self._reader.finish()
-        if not self._is_whole(at_end):
+        if not self._is_whole(at_end=at_end):
             self._give_up()
             return
         self._open = False
         await self._commit(self._pieces())
 
-    def _is_whole(self, at_end: bool) -> bool:
+    def _is_whole(self, *, at_end: bool) -> bool:
         known = self._reader.known
         if known.gave_up is not None:
             return at_end
@@ -169,6 +169,12 @@ class EventRecording(Passing):
         body = b"".join(self._parts)
         cuts = [0, *self._ends, len(body)]
         return tuple(body[a:b] for a, b in pairwise(cuts) if a < b)
+
+    def _break_off(self) -> None:
+        # behind the last event nothing can be missing: the openai SDK reads on for a moment, and cancels that;
+        # then it closes, and what is whole is kept
+        if not self._is_whole(at_end=False):
+            self._give_up()
 
     def _give_up(self) -> None:
         if self._open:
