@@ -171,8 +171,8 @@ class EventRecording(Passing):
         return tuple(body[a:b] for a, b in pairwise(cuts) if a < b)
 
     def _break_off(self) -> None:
-        # behind the last event nothing can be missing: the openai SDK reads on for a moment, and cancels that;
-        # then it closes, and what is whole is kept
+        # behind the last event nothing can be missing: the openai SDK reads on for a moment, cancels that,
+        # and closes; then what is whole is kept
         if not self._is_whole(at_end=False):
             self._give_up()
 
