@@ -60,6 +60,18 @@ def test_a_whole_stream_is_kept_and_comes_again_event_by_event(world: World, nam
     world.run(main)
 
 
+def test_a_stream_is_one_however_its_type_is_spelled(world: World):
+    url, body, events = FORMATS[next(iter(FORMATS))]
+
+    async def main():
+        reply = Reply(chunks=events, headers={"content-type": "Text/Event-Stream; charset=utf-8"})
+        async with world.client([Cache()], transport=Script(reply)) as client:
+            await pieces(client, url, body)
+            assert await pieces(client, url, body) == (events, "hit")
+
+    world.run(main)
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_leaving_right_at_the_last_event_keeps_it(world: World, name):
     url, body, events = FORMATS[name]

@@ -70,6 +70,7 @@ def test_configurations_compare_hash_and_copy_by_value():
         (lambda: RateLimit(store="redis://h"), "takes a RedisStore, or None, got 'redis://h'"),
         (lambda: RateLimit(store=RedisStore()), "a store only with a rate"),
         (lambda: RateLimit(on_store_error="ajar"), '"open" or "closed", got \'ajar\''),
+        (lambda: RateLimit(on_store_error=["open"]), r'"open" or "closed", got \[\'open\'\]'),
         (lambda: RateLimit(gate_cap=INF), "gate_cap=….*got inf"),
         (lambda: RateLimit(gate_pace=-0.1), "gate_pace=….*got -0.1"),
         (lambda: RedisStore(url="http://h"), "'redis', 'rediss' or 'unix' before '://', got one with 'http'"),

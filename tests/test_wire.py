@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dspex_pipe.wire import Completion, error_codes, recognise
+from dspex_pipe.wire import Completion, error_codes, is_event_stream, media_type, recognise
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 PROMPT = {"model": "m", "prompt": "hi"}
@@ -156,3 +156,19 @@ def test_anything_may_come_as_an_error_body_and_nothing_raises(body):
     codes = error_codes(body)
     assert len(codes) <= 2
     assert all(isinstance(code, str) for code in codes)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "kind", "stream"),
+    [
+        ("text/event-stream", "text/event-stream", True),
+        ("Text/Event-Stream ; charset=utf-8", "text/event-stream", True),
+        ("text/event-streams", "text/event-streams", False),
+        ("application/json; charset=utf-8", "application/json", False),
+        ("", "", False),
+    ],
+)
+def test_the_kind_of_a_body_is_told_without_case_or_parameters(content_type, kind, stream):
+    headers = {"content-type": content_type}
+    assert (media_type(headers), is_event_stream(headers)) == (kind, stream)
+    assert media_type({}) == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
@@ -95,7 +96,7 @@ def decoded(response: Response, raw: bytes | None = None, bound: int = _LOOK_BOU
     return b"".join(parts)
 
 
-def known_length(response: Response, bound: int) -> int | None:
+def known_length(response: Response, bound: int = sys.maxsize) -> int | None:
     """The length of the body in bytes, if the server tells it and it is at most the bound."""
     length = response.headers.get("content-length", "")
     # a number of thousands of digits is more than int() reads

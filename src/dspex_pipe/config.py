@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-__all__ = ["brief", "check", "fraction", "optional", "seconds", "whole"]
+__all__ = ["brief", "check", "flag", "fraction", "one_of", "optional", "seconds", "whole"]
 
 Check = Callable[[Any, Any, Any], None]
 
@@ -51,6 +51,18 @@ def seconds(*, zero: bool = False) -> Check:
 def fraction() -> Check:
     """A number from 0 to 1."""
     return check("a number from 0 to 1", lambda v: _number(v) and 0 <= v <= 1)
+
+
+def one_of(*words: str) -> Check:
+    """One of these words."""
+    allowed = " or ".join(f'"{word}"' for word in words) if len(words) == 2 else f"one of {', '.join(words)}"
+    # by ==, since not all that is given can be hashed
+    return check(allowed, lambda v: v in words)
+
+
+def flag() -> Check:
+    """True or False, and no number."""
+    return check("True or False", lambda v: isinstance(v, bool))
 
 
 def whole(least: int) -> Check:

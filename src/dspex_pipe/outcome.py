@@ -24,7 +24,9 @@ __all__ = [
     "surely_unsent",
     "told_to_retry",
     "told_wait",
+    "transport_error",
     "verdict",
+    "wait_headers",
 ]
 
 PERMANENT_CODES = frozenset(
@@ -109,6 +111,11 @@ def told_wait(headers: Mapping[str, str], wall: float) -> float | None:
     return wait if wait is not None and wait > 0 else None
 
 
+def wait_headers(seconds: float) -> dict[str, str]:
+    """How a server says what `told_wait` reads: whole seconds, and milliseconds, which SDKs look at first."""
+    return {"retry-after": str(math.ceil(seconds)), "retry-after-ms": str(math.ceil(seconds * 1000))}
+
+
 def _number(text: str | None) -> float | None:
     try:
         number = float(text or "")
@@ -156,16 +163,20 @@ def verdict(outcome: Response | BaseException, request: Request) -> Verdict:
     return Verdict.FAILURE if outcome.status_code >= 500 else Verdict.SUCCESS
 
 
+def transport_error(name: str, message: str, request: Request) -> Exception:
+    """A transport error of the request's library, by its name there: ``"ConnectError"`` for one."""
+    error: Exception = getattr(family_of(request).module, name)(message, request=request)
+    return error
+
+
 def read_timeout(message: str, request: Request) -> Exception:
     """A timeout of ours, as the request's library would raise it while waiting for an answer."""
-    error: Exception = family_of(request).module.ReadTimeout(message, request=request)
-    return error
+    return transport_error("ReadTimeout", message, request)
 
 
 def broken_body(message: str, request: Request) -> Exception:
     """A body that broke off, as the request's library would raise it."""
-    error: Exception = family_of(request).module.RemoteProtocolError(message, request=request)
-    return error
+    return transport_error("RemoteProtocolError", message, request)
 
 
 def as_library_error(refused: Refused, request: Request) -> Refused:

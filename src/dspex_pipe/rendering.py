@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Literal, TypeAlias
 
 from .errors import Refused
 from .events import EXTENSION, Record
 from .family import Family, Request, Response, family_of
+from .outcome import wait_headers
 
 __all__ = ["Refusals", "render"]
 
@@ -40,9 +40,7 @@ def _error(
 ) -> Response:
     headers = {"content-type": "application/json", "x-should-retry": "false"}
     if retry_after is not None:
-        # RFC 9110 §10.2.3 has whole seconds; both SDKs look at the milliseconds first
-        headers["retry-after"] = str(math.ceil(retry_after))
-        headers["retry-after-ms"] = str(math.ceil(retry_after * 1000))
+        headers |= wait_headers(retry_after)
     # OpenAI reads error.code and error.message, Anthropic type == "error" and error.type
     error = {"type": code, "code": code, "message": message, "param": None}
     content = json.dumps({"type": "error", "error": error}).encode()

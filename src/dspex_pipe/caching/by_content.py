@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..body import decoded, put_stream
-from ..wire import reader_for
+from ..wire import is_event_stream, reader_for
 from .content import is_worth_keeping
 from .exchange import KEEP_BOUND, Exchange, Failed, fresh, is_callers_own
 from .flight import Flight, Flights, Landed
@@ -82,14 +82,14 @@ class ByContent:
             if lead is not None and not is_callers_own(exc, call.request):
                 lead.land(Failed(exc))
             raise
-        if call.format is not None and response.status_code == 200 and _is_event_stream(response):
+        if call.format is not None and response.status_code == 200 and is_event_stream(response.headers):
             self._record_events(call, response, lead)
             return call.missed(response)
         shared: Shared = None
         if body is not None:
             shared = Saved.of(response, (body,), call.io.wall())
             await self._keep(call, response, shared)
-        elif call.writes and not _is_event_stream(response):
+        elif call.writes and not is_event_stream(response.headers):
 
             async def commit(late: bytes) -> None:
                 await self._keep(call, response, Saved.of(response, (late,), call.io.wall()))
@@ -140,11 +140,6 @@ class ByContent:
             and await self._storage.save(call.key, saved, call.io, asked=None, ttl=self._ttl, old=None)
         ):
             call.emit("keeps")
-
-
-def _is_event_stream(response: Response) -> bool:
-    kind: str = response.headers.get("content-type", "")
-    return kind.startswith("text/event-stream")
 
 
 def _nothing() -> None:

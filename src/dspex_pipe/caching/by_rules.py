@@ -9,7 +9,7 @@ from ..body import copy_request
 from .exchange import Exchange, Failed, fresh, is_callers_own
 from .flight import Flight, Flights, Landed
 from .http import Fresh, HttpRules, Missing, Pass, Refresh, Stale, Store
-from .storage import Kept, Saved, Storage, header_pairs
+from .storage import Kept, Saved, Storage, by_name, header_pairs, shown_pairs
 
 if TYPE_CHECKING:
     from ..family import Request, Response
@@ -110,7 +110,7 @@ class ByRules:
 
     def _hit(self, call: Exchange, found: Fresh | Refresh, kept: list[Kept], how: str) -> Response:
         saved = _of(kept, found.entry.id).saved
-        return call.answer(saved, how, _shown(found.headers))
+        return call.answer(saved, how, shown_pairs(found.headers))
 
     async def _ask(self, call: Exchange, found: Stale | Missing, kept: list[Kept]) -> Response:
         """Ask the server, with the conditions of what is kept, and learn from its answer."""
@@ -119,7 +119,9 @@ class ByRules:
             request = copy_request(request)
             request.headers.update(found.conditions)
         response = await call.call_next(request)
-        answer = self._hishel.Response(response.status_code, _headers(self._hishel, response))
+        answer = self._hishel.Response(
+            response.status_code, self._hishel.Headers(by_name(header_pairs(response)))
+        )
         learned = self._rules.learn(found, answer, call.io.wall())
         gone = [_of(kept, id_) for id_ in learned.remove]
         if call.writes and not isinstance(learned, Store):
@@ -182,17 +184,5 @@ def _of(kept: list[Kept], id_: Any) -> Kept:
     return next(one for one in kept if one.entry.id == id_)
 
 
-def _headers(hishel: Any, response: Response) -> Any:
-    headers: dict[str, list[str]] = {}
-    for name, value in header_pairs(response):
-        headers.setdefault(name, []).append(value)
-    return hishel.Headers(headers)
-
-
 def _pairs(headers: Any) -> tuple[tuple[str, str], ...]:
     return tuple((name, value) for name in headers for value in headers.get_list(name))
-
-
-def _shown(headers: Any) -> list[tuple[str, str]]:
-    """Without what only we want to know."""
-    return [(name, value) for name, value in _pairs(headers) if not name.startswith("x-dspex-")]

@@ -11,6 +11,7 @@ from attrs import define, frozen
 from ..body import Replay, is_buffered, known_length, put_stream, respond
 from ..errors import DeadlineExceeded, RateLimited
 from ..outcome import is_any_timeout
+from ..wire import is_event_stream
 from .recording import Recording
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ class Exchange:
 
     async def whole(self, response: Response) -> bytes | None:
         """The raw body, read if it is known to be short enough to be kept; ``None`` for any other."""
-        streams = response.headers.get("content-type", "").startswith("text/event-stream")
+        streams = is_event_stream(response.headers)
         known = known_length(response, KEEP_BOUND) is not None
         return await self.io.read(response) if is_buffered(response) or (known and not streams) else None
 

@@ -24,7 +24,7 @@ from attrs import field, frozen
 if TYPE_CHECKING:
     import hishel
 
-__all__ = ["Fresh", "HttpRules", "Missing", "Pass", "Refresh", "Stale", "Store"]
+__all__ = ["CONDITIONS", "Fresh", "HttpRules", "Missing", "Pass", "Refresh", "Stale", "Store"]
 
 
 @frozen
@@ -145,9 +145,10 @@ _UNKEPT = frozenset(
 _VITAL = frozenset({"cache-control", "vary", "expires", "date", _BORN})
 # What a 304 says of these is not about the body that we have (§3.2).
 _ABOUT_BODY = frozenset({"content-encoding", "content-type", "content-range", "content-length"})
-_CONDITIONS = frozenset(
+CONDITIONS = frozenset(
     {"range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since", "if-range"}
 )
+"""Headers of a request for a part, or for an answer only if something has changed (RFC 9110 §13, §14)."""
 _VALIDATORS = ("etag", "last-modified")
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "QUERY"})  # RFC 9110 §9.2.1, RFC 10008 §2
 
@@ -368,7 +369,7 @@ def _why_bypass(request: hishel.Request, asked: Directives) -> str | None:
         return f"{request.method} is not cached"
     if "no-store" in asked:
         return "the request says no-store, or its Cache-Control cannot be read"
-    if not _CONDITIONS.isdisjoint(request.headers):
+    if not CONDITIONS.isdisjoint(request.headers):
         return "the request is for a part, or has conditions of its own"
     return None
 

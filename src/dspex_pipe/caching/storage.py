@@ -13,12 +13,13 @@ from attrs import frozen
 from ..io import drive
 from ..stores.disk import DiskStore
 from ..stores.memory import MemoryStore
+from ..wire import is_event_stream
 
 if TYPE_CHECKING:
     from ..family import Response
     from ..io import IO
 
-__all__ = ["HOP_BY_HOP", "Kept", "Saved", "Storage", "header_pairs"]
+__all__ = ["HOP_BY_HOP", "Kept", "Saved", "Storage", "by_name", "header_pairs", "shown_pairs"]
 
 T = TypeVar("T")
 
@@ -74,7 +75,7 @@ class Saved:
     @property
     def is_stream(self) -> bool:
         """Whether it is server-sent events, and was never a body of known length."""
-        return any(n == "content-type" and v.startswith("text/event-stream") for n, v in self.headers)
+        return is_event_stream(dict(self.headers))
 
     @classmethod
     def of(cls, response: Response, pieces: tuple[bytes, ...], now: float) -> Saved:
@@ -209,7 +210,8 @@ class Storage:
         stream = _later(saved.pieces) if self.is_async else iter(saved.pieces)
         # by content, nothing of the request is kept but the key, which tells nobody what was asked
         request = self._hishel.Request(method="", url="") if asked is None else asked
-        response = _pack(saved, stream)
+        headers = self._hishel.Headers(by_name((*saved.headers, *_meta(saved))))
+        response = self._hishel.Response(saved.status, headers, stream)
         entry = await self._call(partial(self.store.create_entry, ttl=ttl), request, response, key)
         await _read(entry.response.stream)  # an entry is whole once its body has been read through
         for entry in stale:
@@ -228,13 +230,22 @@ async def _read(stream: Any) -> tuple[bytes, ...]:
     return tuple(stream)
 
 
-def _pack(saved: Saved, stream: Any) -> Any:
-    import hishel  # noqa: PLC0415 - takes its time, so only a pipeline that caches pays for it
+def by_name(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Pairs of name and value, as hishel's Headers take them."""
+    values: dict[str, list[str]] = {}
+    for name, value in pairs:
+        values.setdefault(name, []).append(value)
+    return values
 
-    headers: dict[str, list[str]] = {}
-    for name, value in (*saved.headers, *_meta(saved)):
-        headers.setdefault(name, []).append(value)
-    return hishel.Response(saved.status, hishel.Headers(headers), stream)
+
+def shown_pairs(headers: Any) -> tuple[tuple[str, str], ...]:
+    """The pairs of name and value in Headers of hishel's, without what only we want to know."""
+    return tuple(
+        (name, value)
+        for name in headers
+        if not name.startswith("x-dspex-")
+        for value in headers.get_list(name)
+    )
 
 
 def _meta(saved: Saved) -> Iterator[tuple[str, str]]:
@@ -256,18 +267,12 @@ def _unpack(response: Any, read: tuple[bytes, ...]) -> Saved | None:
         pieces = _cut(body, headers["x-dspex-pieces"])
     except (KeyError, ValueError):
         return None
-    kept = tuple(
-        (name, value)
-        for name in headers
-        if not name.startswith("x-dspex-")
-        for value in headers.get_list(name)
-    )
     extensions = tuple(
         (name, headers[f"x-dspex-{name}"].encode("latin-1"))
         for name in _EXTENSIONS
         if f"x-dspex-{name}" in headers
     )
-    return Saved(response.status_code, kept, pieces, stored_at, extensions)
+    return Saved(response.status_code, shown_pairs(headers), pieces, stored_at, extensions)
 
 
 def _cut(body: bytes, lengths: str) -> tuple[bytes, ...]:

@@ -18,9 +18,10 @@ from ..caching.by_content import ByContent
 from ..caching.by_rules import ByRules
 from ..caching.content import why_not
 from ..caching.exchange import MODES, Exchange, Tally
+from ..caching.http import CONDITIONS
 from ..caching.key import CREDENTIALS, KeyParts, credential_digest, difference, key_parts
 from ..caching.storage import Storage
-from ..config import brief, check, optional, seconds
+from ..config import brief, check, flag, one_of, optional, seconds
 from ..events import Record, record_of
 from ..options import Converter
 from ..stores.disk import DiskStore
@@ -40,9 +41,6 @@ Mode: TypeAlias = Literal["on", "off", "read_only", "write_only", "refresh", "on
 # What changes the meaning of a provider's body.
 _VARY = ("anthropic-beta", "anthropic-version", "openai-beta", "openai-organization", "openai-project")
 _NEGOTIATED = ("accept", "accept-encoding", "accept-language")
-_CONDITIONS = frozenset(
-    {"range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since", "if-range"}
-)
 
 
 def _mode(value: Any) -> str:
@@ -121,7 +119,7 @@ class Cache:
     mode: Mode = field(
         default="on",  # pyright: ignore[reportAssignmentType] # attrs' stub widens it to str
         kw_only=True,
-        validator=check(f"one of {', '.join(MODES)}", lambda v: v in MODES),
+        validator=one_of(*MODES),
     )
     identity: Literal["credential", "shared"] | Callable[[Request], str] = field(
         default="credential",  # pyright: ignore[reportAssignmentType] # attrs' stub widens it to str
@@ -133,16 +131,14 @@ class Cache:
     key: Literal["content", "messages"] = field(
         default="content",  # pyright: ignore[reportAssignmentType] # attrs' stub widens it to str
         kw_only=True,
-        validator=check('"content" or "messages"', lambda v: v in ("content", "messages")),
+        validator=one_of("content", "messages"),
     )
     match: Callable[[Request], bool] | None = field(default=None, kw_only=True, validator=optional(_callable))
     vary: tuple[str, ...] = field(default=_VARY, kw_only=True, converter=_names, validator=_tuple)
     credentials: tuple[str, ...] = field(
         default=CREDENTIALS, kw_only=True, converter=_names, validator=_tuple
     )
-    shared: bool = field(
-        default=False, kw_only=True, validator=check("True or False", lambda v: isinstance(v, bool))
-    )
+    shared: bool = field(default=False, kw_only=True, validator=flag())
     secret: bytes | None = field(
         default=None,
         kw_only=True,
@@ -228,7 +224,7 @@ class Caching:
         return response
 
     def _is_content(self, request: Request, record: Record) -> bool:
-        if not _CONDITIONS.isdisjoint(request.headers):
+        if not CONDITIONS.isdisjoint(request.headers):
             return False  # it asks for a part, or whether something has changed: no answer for another
         if self.config.match is not None and self.config.match(request):
             return True

@@ -9,9 +9,7 @@ what the server sent to what the reader gets and when; one small class carries o
 from __future__ import annotations
 
 import json
-import math
 import re
-import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
@@ -24,11 +22,12 @@ import attrs
 from attrs import field, frozen
 
 from ..body import Passing, copy_request, is_buffered, put_stream, respond
-from ..config import check, fraction, optional, seconds, whole
+from ..config import check, flag, fraction, one_of, optional, seconds, whole
 from ..events import record_of
 from ..io import drive
 from ..options import Converter, switch
-from ..outcome import broken_body, read_timeout
+from ..outcome import broken_body, read_timeout, transport_error, wait_headers
+from ..wire import is_event_stream
 from ..wire.sse import Parser
 
 if TYPE_CHECKING:
@@ -152,15 +151,12 @@ class Raise(Fault):
         error: Its name in httpx, ``"ConnectError"`` for one; raised as the request's own library has it.
     """
 
-    error: str = field(validator=check(f"one of {', '.join(_ERRORS)}", lambda v: v in _ERRORS))
+    error: str = field(validator=one_of(*_ERRORS))
 
     async def inject(self, request: Request, call_next: Handler, io: IO, random: Random) -> Response:
         """Raise it."""
         record_of(request).emit("Chaos", "injects", self.told)
-        # an error that is made for us is of the request's own library, which has the others, too
-        library = sys.modules[type(read_timeout("", request)).__module__]
-        error: Exception = getattr(library, self.error)(_SAYS_SO, request=request)
-        raise error
+        raise transport_error(self.error, _SAYS_SO, request)
 
 
 class _Answers(Fault):
@@ -205,9 +201,7 @@ class Throttle(_Answers):
 
     def answer(self, request: Request) -> Response:
         """The 429."""
-        # whole seconds in the one (RFC 9110 §10.2.3), milliseconds in the other, which SDKs look at first
-        wait = math.ceil(self.retry_after), math.ceil(self.retry_after * 1000)
-        return _failure(request, 429, {"retry-after": str(wait[0]), "retry-after-ms": str(wait[1])})
+        return _failure(request, 429, wait_headers(self.retry_after))
 
 
 @frozen(repr=False)
@@ -259,7 +253,7 @@ class _AtPlace(_Body):
     after: int = field(validator=whole(0))
     unit: Literal["events", "bytes"] = field(
         default="events",  # pyright: ignore[reportAssignmentType] # attrs' stub widens it to str
-        validator=check('"events" or "bytes"', lambda v: v in ("events", "bytes")),
+        validator=one_of("events", "bytes"),
     )
 
     def reads(self) -> bool:
@@ -287,7 +281,7 @@ class Truncate(_AtPlace):
         clean: Whether the end looks like one; otherwise the body breaks off with ``RemoteProtocolError``.
     """
 
-    clean: bool = field(default=False, validator=check("True or False", lambda v: isinstance(v, bool)))
+    clean: bool = field(default=False, validator=flag())
 
     def then(self) -> Step:
         """The end."""
@@ -526,9 +520,8 @@ def _streamed(request: Request) -> str | None:
 
 
 def _is_plain_sse(response: Response) -> bool:
-    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     encoding = response.headers.get("content-encoding", "identity").strip().lower()
-    return (kind, encoding) == ("text/event-stream", "identity")
+    return encoding == "identity" and is_event_stream(response.headers)
 
 
 def _error_event(form: str | None, error: str, number: int) -> bytes:

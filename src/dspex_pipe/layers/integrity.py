@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import field, frozen
 
-from ..body import Passing, is_buffered, put_stream
-from ..config import brief, check
+from ..body import Passing, is_buffered, known_length, put_stream
+from ..config import brief, one_of
 from ..events import Record, record_of
 from ..outcome import broken_body
 from ..wire import StreamReader, reader_for
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["StreamIntegrity"]
 
 _logger = logging.getLogger("dspex_pipe")
-_WORDS = ("raise", "warn", "pass")
 
 
 @frozen(kw_only=True, repr=False)
@@ -44,7 +43,7 @@ class StreamIntegrity:
 
     truncated: Literal["raise", "warn", "pass"] = field(
         default="raise",  # pyright: ignore[reportAssignmentType] # attrs' stub widens it to str
-        validator=check(f"one of {', '.join(_WORDS)}", lambda v: v in _WORDS),
+        validator=one_of("raise", "warn", "pass"),
     )
 
     __repr__ = brief
@@ -67,8 +66,7 @@ class Checking:
         completion = record.completion(request)
         name = completion.format if completion is not None and response.status_code == 200 else None
         reader = reader_for(name, response.headers)
-        length = response.headers.get("content-length", "")
-        announced = int(length) if length.isdecimal() and len(length) <= 15 else None
+        announced = known_length(response)
 
         def judge(received: int) -> Exception | None:
             return self._judge(reader, announced, received, request, record)

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from attrs import define, field, fields, frozen
 
-from ..config import check, optional, seconds, whole
+from ..config import check, one_of, optional, seconds, whole
 from ..errors import RateLimited
 from ..events import Record, record_of
 from ..keys import server_key
@@ -188,7 +188,7 @@ class RateLimit:
     )
     on_store_error: OnStoreError = field(
         default=_OPEN,  # pyright: ignore[reportAssignmentType] # attrs' stub widens it to str
-        validator=check('"open" or "closed"', lambda v: v in {"open", "closed"}),
+        validator=one_of("open", "closed"),
     )
     gate_cap: float = field(default=60.0, validator=seconds(zero=True))
     gate_pace: float = field(default=0.05, validator=seconds(zero=True))
@@ -343,9 +343,7 @@ class RateLimiter:
         self.rates = _open_store(policy)
         self._told = ", ".join(repr(rate) for rate in policy.all_rates)
         self._lock = threading.Lock()
-        self.lines: Table[Line] = Table(
-            lambda: Line(policy.gate_pace), armed=lambda line, now: line.is_armed(now), limit=_KEYS
-        )
+        self.lines: Table[Line] = Table(lambda: Line(policy.gate_pace), armed=Line.is_armed, limit=_KEYS)
         self._newest = 0.0
 
     def snapshot(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 from attrs import Factory, define, evolve, field, frozen
 
 from ..body import copy_request, decoded, discard, is_replayable
-from ..config import brief, check, fraction, optional, seconds, whole
+from ..config import brief, check, fraction, one_of, optional, seconds, whole
 from ..counts import Counts
 from ..events import Record, record_of
 from ..options import Converter, switch
@@ -127,7 +127,7 @@ class Retry:
     )
     post: Literal["auto", "always"] = field(
         default=_POST,  # pyright: ignore[reportAssignmentType] # attrs' stub widens it to str
-        validator=check('"auto" or "always"', lambda v: v in ("auto", "always")),
+        validator=one_of("auto", "always"),
     )
     retry_after_cap: float = field(default=60.0, validator=seconds(zero=True))
     budget: Budget | None = field(

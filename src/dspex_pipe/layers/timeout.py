@@ -18,7 +18,7 @@ from ..errors import DeadlineExceeded
 from ..events import Record, record_of
 from ..io import OutOfTime
 from ..outcome import as_library_error, read_timeout
-from ..wire import StreamReader, reader_for
+from ..wire import StreamReader, is_event_stream, reader_for
 
 if TYPE_CHECKING:
     from ..chain import Handler
@@ -160,7 +160,7 @@ class TimingOut:
         timer = _Timer(watch, request, record, io)
         response: Response = await timer.bounded(_call(call_next, request))
         watch.answered = True
-        watch.streams = response.headers.get("content-type", "").startswith("text/event-stream")
+        watch.streams = is_event_stream(response.headers)
         bounded = watch.due() is not None or (watch.streams and policy.idle is not None)
         if bounded and not is_buffered(response):
             reader = reader_for(completion.format if completion else None, response.headers)

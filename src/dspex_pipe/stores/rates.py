@@ -241,9 +241,7 @@ class MemoryRates:
 
     def __init__(self, rates: Sequence[Rate]) -> None:
         self._lock = threading.Lock()
-        self.table: Table[Schedule] = Table(
-            lambda: Schedule(rates), armed=lambda schedule, now: schedule.is_armed(now), limit=_KEYS
-        )
+        self.table: Table[Schedule] = Table(lambda: Schedule(rates), armed=Schedule.is_armed, limit=_KEYS)
 
     def reserve(self, slot: Slot, now: float, longest: float) -> None:
         """Take the next place."""

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from attrs import frozen
 
 from .inflate import Inflate, Spoilt, inflater
+from .media import is_event_stream
 from .sse import Event, Parser
 
 __all__ = ["Kind", "Known", "Seen", "StreamReader", "Usage", "reader_for"]
@@ -110,7 +111,7 @@ def reader_for(format: str | None, headers: Mapping[str, str]) -> StreamReader: 
     dialect = _DIALECTS.get(format or "")
     if dialect is None:
         return StreamReader(None, _Dialect(), "the format is not known")
-    if headers.get("content-type", "").partition(";")[0].strip().lower() != "text/event-stream":
+    if not is_event_stream(headers):
         return StreamReader(format, _Dialect(), "the body is not an event stream")
     inflate = inflater(headers.get("content-encoding", ""))
     return StreamReader(format, dialect(), inflate or "the content encoding is not known")
