@@ -160,4 +160,8 @@ class Exchange:
 
     def record_body(self, response: Response, commit: Callable[[bytes], Coroutine[Any, Any, None]]) -> None:
         """Have a body of unknown length kept when it has been read to its end."""
-        put_stream(response, Recording(response.stream, commit, KEEP_BOUND))
+
+        async def whole(pieces: tuple[bytes, ...]) -> None:
+            await commit(b"".join(pieces))
+
+        put_stream(response, Recording(response.stream, whole, KEEP_BOUND))
