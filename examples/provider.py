@@ -11,6 +11,13 @@ each prompt, ``drop`` hangs up on every one. ``weather`` picks a fault for each 
     slow                the answer takes 0.3 s
     html                a gateway's 502 page
     storm               a 429 while more than `storm_rate` calls a second come in, until the second is over
+
+What only streams do; other answers are whole then:
+
+    busy                a 200 whose first event says that the provider is overloaded
+    midway              the same, behind the first content
+    cut                 the stream ends behind the first content, without a word
+    stall               `slow` seconds of silence before the first event
 """
 
 from __future__ import annotations
@@ -31,6 +38,7 @@ from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
 _MODEL = re.compile(r"(?P<fault>[a-z]+|\d{3})(?:x(?P<times>\d+))?")
+_STREAM_FAULTS = ("ok", "busy", "midway", "cut", "stall")
 # Of 24 prompts, 19 meet fair weather.
 _WEATHER = ("ok",) * 19 + ("503x1", "429x1", "dropx1", "truncatex1", "slowx1")
 _FORMATS = {
@@ -205,8 +213,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(seen.body)
         prompt = json.dumps(body.get("messages") or body.get("input") or body.get("prompt"))
         seen.fault = self.provider.fault_for(body["model"], prompt)
-        if body.get("stream") and seen.fault == "ok":
-            self._stream(_events(kind, body["model"]))
+        if body.get("stream") and seen.fault in _STREAM_FAULTS:
+            self._stream(_faulty(_events(kind, body["model"]), seen.fault, kind), seen.fault)
         else:
             self._fault(seen.fault, json.dumps(_answer(kind, body["model"])).encode())
 
@@ -270,11 +278,13 @@ class _Handler(BaseHTTPRequestHandler):
         self._headers_buffer.append(body)  # type: ignore[attr-defined]
         self.flush_headers()
 
-    def _stream(self, events: list[bytes]) -> None:
+    def _stream(self, events: list[bytes], fault: str) -> None:
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.send_header("transfer-encoding", "chunked")
         self.end_headers()
+        if fault == "stall":
+            time.sleep(self.provider.slow)
         for event in events:
             self._chunk(event)
         self._chunk(b"")
@@ -340,29 +350,76 @@ def _answer(kind: str, model: str) -> dict[str, Any]:
 
 
 def _events(kind: str, model: str) -> list[bytes]:
-    if kind == "message":
-        start = {**_answer(kind, model), "content": [], "stop_reason": None}
-        named: list[dict[str, Any]] = [
-            {"type": "message_start", "message": start},
-            {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
-            {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": _TEXT}},
-            {"type": "content_block_stop", "index": 0},
-            {
-                "type": "message_delta",
-                "delta": {"stop_reason": "end_turn", "stop_sequence": None},
-                "usage": {"output_tokens": 3},
-            },
-            {"type": "message_stop"},
-        ]
-        return [f"event: {e['type']}\ndata: {json.dumps(e)}\n\n".encode() for e in named]
-    base = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": model}
-    deltas: list[tuple[dict[str, str], str | None]] = [
-        ({"role": "assistant", "content": "Forty-"}, None),
-        ({"content": "two."}, None),
-        ({}, "stop"),
-    ]
-    chunks = [
-        {**base, "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
-        for delta, reason in deltas
-    ]
+    choices: list[dict[str, Any]]
+    match kind:
+        case "message":
+            start = {**_answer(kind, model), "content": [], "stop_reason": None}
+            return _named(
+                {"type": "message_start", "message": start},
+                {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+                {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": _TEXT}},
+                {"type": "content_block_stop", "index": 0},
+                {
+                    "type": "message_delta",
+                    "delta": {"stop_reason": "end_turn", "stop_sequence": None},
+                    "usage": {"output_tokens": 3},
+                },
+                {"type": "message_stop"},
+            )
+        case "response":
+            whole = _answer(kind, model)
+            begun = {**whole, "status": "in_progress", "output": []}
+            delta = {"item_id": "m1", "output_index": 0, "content_index": 0, "delta": _TEXT, "logprobs": []}
+            return _named(
+                {"type": "response.created", "sequence_number": 0, "response": begun},
+                {"type": "response.output_text.delta", "sequence_number": 1, **delta},
+                {"type": "response.completed", "sequence_number": 2, "response": whole},
+            )
+        case "completion":
+            base = {"id": "c1", "object": "text_completion", "created": 1, "model": model}
+            texts = [("Forty-", None), ("two.", None), ("", "stop")]
+            choices = [{"index": 0, "text": text, "finish_reason": reason} for text, reason in texts]
+        case _:
+            base = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": model}
+            deltas: list[tuple[dict[str, str], str | None]] = [
+                ({"role": "assistant", "content": "Forty-"}, None),
+                ({"content": "two."}, None),
+                ({}, "stop"),
+            ]
+            choices = [{"index": 0, "delta": delta, "finish_reason": reason} for delta, reason in deltas]
+    chunks = [{**base, "choices": [choice]} for choice in choices]
     return [*(f"data: {json.dumps(chunk)}\n\n".encode() for chunk in chunks), b"data: [DONE]\n\n"]
+
+
+def _named(*events: dict[str, Any]) -> list[bytes]:
+    return [f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode() for event in events]
+
+
+def _faulty(events: list[bytes], fault: str, kind: str) -> list[bytes]:
+    content = next(at for at, event in enumerate(events) if b"Forty" in event) + 1
+    match fault:
+        case "busy":
+            return [_error_event(kind)]
+        case "midway":
+            return [*events[:content], _error_event(kind)]
+        case "cut":
+            return events[:content]
+        case _:
+            return events
+
+
+def _error_event(kind: str) -> bytes:
+    error: dict[str, Any] = {"type": "overloaded_error", "message": "Too busy."}
+    if kind == "message":
+        return _named({"type": "error", "error": error})[0]
+    if kind == "response":
+        return _named(
+            {
+                "type": "error",
+                "code": "server_is_overloaded",
+                "message": "Too busy.",
+                "param": None,
+                "sequence_number": 9,
+            }
+        )[0]
+    return f"data: {json.dumps({'error': {**error, 'code': None, 'param': None}})}\n\n".encode()

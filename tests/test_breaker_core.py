@@ -166,6 +166,37 @@ def test_a_call_from_before_the_trip_decides_nothing():
     assert circuit.state is State.CLOSED
 
 
+def test_a_probe_that_has_proved_enough_closes_and_its_call_can_only_fail_after_that():
+    circuit = opened(Breaker(probes=2, consecutive=1, jitter=0.0))
+    first, second = circuit.admit(5.0), circuit.admit(5.0)
+    circuit.prove(first, 6.0)
+    circuit.prove(first, 6.0)
+    circuit.settle(first, SUCCESS, "", 6.0, 0.5)
+    assert circuit.state is State.HALF_OPEN  # it counts once
+    circuit.prove(second, 7.0)
+    assert circuit.state is State.CLOSED
+    circuit.settle(second, FAILURE, "", 8.0, 0.5)
+    assert circuit.state is State.OPEN
+
+
+def test_a_probe_that_has_proved_enough_and_then_fails_opens_a_circuit_that_is_still_half_open():
+    circuit = opened(Breaker(probes=2, jitter=0.0))
+    first = circuit.admit(5.0)
+    circuit.prove(first, 6.0)
+    circuit.settle(first, FAILURE, "", 7.0, 0.5)
+    assert circuit.state is State.OPEN
+
+
+def test_a_probe_that_comes_too_late_proves_nothing():
+    circuit = opened(Breaker(lease=30, jitter=0.0))
+    hung = circuit.admit(5.0)
+    circuit.admit(35.0)
+    circuit.prove(hung, 36.0)
+    assert circuit.state is State.HALF_OPEN
+    circuit.settle(hung, FAILURE, "", 37.0, 0.5)
+    assert circuit.state is State.HALF_OPEN
+
+
 def test_by_hand_a_circuit_refuses_or_admits_everything():
     circuit = Circuit(Breaker())
     circuit.change(State.ISOLATED)
@@ -228,7 +259,8 @@ class CircuitMachine(RuleBasedStateMachine):
         before, epoch = self.circuit.state, self.circuit.epoch
         self.circuit.settle(ticket, verdict, "why", self.now, 0.5)
         lost = ticket.probe and self.leases.pop(ticket, None) is None
-        if ticket.epoch != epoch or verdict is NEUTRAL or lost:
+        again = ticket.proved and verdict is SUCCESS
+        if ticket.epoch != epoch or verdict is NEUTRAL or lost or again:
             assert (self.circuit.state, self.circuit.epoch) == (before, epoch)
             return
         if before is State.HALF_OPEN:
@@ -243,6 +275,20 @@ class CircuitMachine(RuleBasedStateMachine):
                 lately = [failed for at, failed in self.outcomes if at > self.now - 10]
                 assert sum(lately) >= 3
                 assert sum(lately) >= 0.5 * sum(1 for at, _ in self.outcomes if at > self.now - 9)
+        if self.circuit.epoch != epoch:
+            self.outcomes, self.leases = [], {}
+
+    @rule(ticket=tickets)
+    def prove(self, ticket):
+        before, epoch = self.circuit.state, self.circuit.epoch
+        counts = self.leases.pop(ticket, None) is not None
+        self.circuit.prove(ticket, self.now)
+        if counts:
+            assert before is State.HALF_OPEN
+            assert self.circuit.state is not State.OPEN
+            assert (ticket.probe, ticket.proved, ticket.epoch) == (False, True, self.circuit.epoch)
+        else:
+            assert (self.circuit.state, self.circuit.epoch) == (before, epoch)
         if self.circuit.epoch != epoch:
             self.outcomes, self.leases = [], {}
 

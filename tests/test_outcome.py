@@ -12,12 +12,17 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dspex_pipe import BreakerOpen, DeadlineExceeded, RateLimited
+from dspex_pipe import Answer, BreakerOpen, DeadlineExceeded, Meaning, RateLimited, Record
+from dspex_pipe.events import EXTENSION
 from dspex_pipe.family import family_of
 from dspex_pipe.outcome import (
+    MEANINGS,
+    STREAM_ERROR,
     Verdict,
     is_read_timeout,
     is_transient_error,
+    read_answer,
+    read_codes,
     status_error,
     surely_unsent,
     told_to_retry,
@@ -33,7 +38,7 @@ def date(seconds: float = 0.0) -> str:
 
 
 def get(http, url="http://a.test/"):
-    return http.Request("GET", url)
+    return http.Request("GET", url, extensions={EXTENSION: Record(1, lambda: 0.0)})
 
 
 @pytest.mark.parametrize(
@@ -233,3 +238,186 @@ def test_a_status_tells_the_servers_health(http, status, says):
 )
 def test_an_exception_tells_the_servers_health_only_where_the_server_is_to_blame(outcome, says):
     assert verdict(outcome, get(httpx)) is says
+
+
+# What an answer means
+
+
+def answer(status, error=None, *, http=httpx, **meanings):
+    record = Record(1, lambda: 0.0, meanings=meanings)
+    return read_answer(http.Response(status, json={"error": error} if error else None), record)
+
+
+@pytest.mark.parametrize(
+    ("status", "means"),
+    [
+        (200, Meaning.OK),
+        (304, Meaning.OK),
+        (400, Meaning.BAD_REQUEST),
+        (401, Meaning.AUTH),
+        (402, Meaning.QUOTA_SPENT),
+        (403, Meaning.AUTH),
+        (404, Meaning.BAD_REQUEST),
+        (429, Meaning.THROTTLED),
+        (500, Meaning.FAILED),
+        (502, Meaning.FAILED),
+        (503, Meaning.OVERLOADED),
+        (520, Meaning.FAILED),
+        (529, Meaning.OVERLOADED),
+    ],
+)
+def test_a_status_without_a_code_has_a_meaning(http, status, means):
+    assert answer(status, http=http) == Answer(means)
+
+
+# As the providers document them: status, error object, what it means, and the word that says so.
+DOCUMENTED = [
+    (429, {"type": "insufficient_quota", "code": "credit_balance_exhausted"}, Meaning.QUOTA_SPENT),
+    (429, {"type": "insufficient_quota", "code": "project_spend_limit_exceeded"}, Meaning.QUOTA_SPENT),
+    (429, {"type": "requests", "code": "rate_limit_exceeded"}, Meaning.THROTTLED),
+    (429, {"type": "rate_limit_error", "code": "slow_down"}, Meaning.THROTTLED),
+    (503, {"type": "service_unavailable_error", "code": "slow_down"}, Meaning.THROTTLED),
+    (503, {"type": "service_unavailable_error", "code": "server_is_overloaded"}, Meaning.OVERLOADED),
+    (400, {"type": "invalid_request_error", "code": "context_length_exceeded"}, Meaning.CONTEXT_TOO_LONG),
+    (401, {"type": "invalid_request_error", "code": "invalid_api_key"}, Meaning.AUTH),
+    (404, {"type": "invalid_request_error", "code": "model_not_found"}, Meaning.BAD_REQUEST),
+    (500, {"type": "server_error", "code": None}, Meaning.FAILED),
+    (429, {"type": "rate_limit_error"}, Meaning.THROTTLED),
+    (
+        429,
+        {"type": "rate_limit_error", "details": {"error_code": "enforced_spend_limit_reached"}},
+        Meaning.QUOTA_SPENT,
+    ),
+    (402, {"type": "billing_error"}, Meaning.QUOTA_SPENT),
+    (403, {"type": "permission_error"}, Meaning.AUTH),
+    (500, {"type": "api_error"}, Meaning.FAILED),
+    (529, {"type": "overloaded_error"}, Meaning.OVERLOADED),
+]
+
+
+@pytest.mark.parametrize(("status", "error", "means"), DOCUMENTED)
+def test_what_providers_document_is_understood(status, error, means):
+    said = answer(status, {**error, "message": "quota rate limit overloaded context"})
+    assert said.meaning is means
+    assert said.codes == {
+        v for v in (*error.values(), error.get("details", {}).get("error_code")) if type(v) is str
+    }
+    assert not said.in_stream
+
+
+@pytest.mark.parametrize(
+    ("codes", "means"),
+    [
+        ({"overloaded_error"}, Meaning.OVERLOADED),
+        ({"rate_limit_error"}, Meaning.THROTTLED),
+        ({"service_unavailable_error", "server_is_overloaded"}, Meaning.OVERLOADED),
+        ({"invalid_request_error"}, Meaning.BAD_REQUEST),
+        ({"not_found_error"}, Meaning.BAD_REQUEST),
+        ({"400"}, Meaning.BAD_REQUEST),
+        ({"429"}, Meaning.THROTTLED),
+        ({"502", "BadGateway"}, Meaning.FAILED),
+        ({"7"}, Meaning.FAILED),
+        ({"³"}, Meaning.FAILED),
+        ({"never heard of"}, Meaning.FAILED),
+        (set(), Meaning.FAILED),
+    ],
+)
+def test_an_error_in_a_stream_stands_for_the_status_it_would_have_been(codes, means):
+    record = Record(1, lambda: 0.0)
+    said = read_codes(frozenset(codes), record)
+    assert (said.meaning, said.in_stream, said.codes) == (means, True, codes)
+    noted = httpx.Response(200, extensions={STREAM_ERROR: frozenset(codes)})
+    assert read_answer(noted, record) == said
+
+
+@pytest.mark.parametrize(
+    ("means", "says"),
+    [
+        (Meaning.OK, Verdict.SUCCESS),
+        (Meaning.BAD_REQUEST, Verdict.SUCCESS),
+        (Meaning.AUTH, Verdict.SUCCESS),
+        (Meaning.CONTEXT_TOO_LONG, Verdict.SUCCESS),
+        (Meaning.THROTTLED, Verdict.NEUTRAL),
+        (Meaning.QUOTA_SPENT, Verdict.NEUTRAL),
+        (Meaning.OVERLOADED, Verdict.FAILURE),
+        (Meaning.FAILED, Verdict.FAILURE),
+    ],
+)
+def test_a_meaning_tells_the_servers_health(means, says):
+    assert Answer(means).verdict is says
+
+
+def test_words_of_ones_own_are_known_to_all_and_come_first():
+    assert answer(500, {"code": "tokens_exhausted"}).meaning is Meaning.FAILED
+    own = answer(500, {"code": "tokens_exhausted"}, tokens_exhausted=Meaning.QUOTA_SPENT)
+    assert (own.meaning, own.code) == (Meaning.QUOTA_SPENT, "tokens_exhausted")
+    assert (
+        answer(529, {"type": "overloaded_error"}, overloaded_error=Meaning.THROTTLED).meaning
+        is Meaning.THROTTLED
+    )
+    record = Record(1, lambda: 0.0, meanings={404: Meaning.OVERLOADED})
+    assert read_answer(httpx.Response(404), record).meaning is Meaning.OVERLOADED
+
+
+def test_the_table_holds_words_and_statuses_only():
+    for word, means in MEANINGS.items():
+        assert isinstance(word, str) or 400 <= word <= 599
+        assert means is not Meaning.OK
+
+
+# The waits that providers tell in headers of their own
+
+
+OPENAI = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "120ms"}
+ANTHROPIC = {
+    "anthropic-ratelimit-input-tokens-remaining": "0",
+    "anthropic-ratelimit-input-tokens-reset": "2025-06-15T15:07:10Z",
+}
+
+
+@pytest.mark.parametrize(
+    ("headers", "wait"),
+    [
+        (OPENAI, 0.12),
+        ({**OPENAI, "x-ratelimit-remaining-requests": "1"}, None),
+        ({"x-ratelimit-reset-requests": "1s"}, None),
+        ({**OPENAI, "x-ratelimit-reset-requests": "6m0s"}, 360.0),
+        ({**OPENAI, "x-ratelimit-reset-requests": "1h2m3.5s"}, 3723.5),
+        ({**OPENAI, "x-ratelimit-reset-requests": "17"}, 17.0),
+        ({**OPENAI, "x-ratelimit-reset-requests": "-1"}, None),
+        ({**OPENAI, "x-ratelimit-reset-requests": "soon"}, None),
+        ({**OPENAI, "x-ratelimit-reset-requests": "0s"}, None),
+        (
+            {**OPENAI, "x-ratelimit-remaining-tokens": " 0 ", "x-ratelimit-reset-tokens": "2.5s"},
+            2.5,
+        ),
+        ({**OPENAI, "x-ratelimit-remaining-tokens": "5", "x-ratelimit-reset-tokens": "9s"}, 0.12),
+        ({**OPENAI, "retry-after": "3"}, 3.0),
+        ({**OPENAI, "retry-after-ms": "40"}, 0.04),
+        ({**OPENAI, "retry-after": "nonsense"}, 0.12),
+        (ANTHROPIC, 30.0),
+        ({**ANTHROPIC, "date": date(10)}, 20.0),
+        ({**ANTHROPIC, "anthropic-ratelimit-input-tokens-reset": "2025-06-15T15:07:10"}, None),
+        ({**ANTHROPIC, "anthropic-ratelimit-input-tokens-reset": "2024-01-01T00:00:00Z"}, None),
+        ({**ANTHROPIC, "anthropic-ratelimit-input-tokens-reset": "soon"}, None),
+        ({**ANTHROPIC, "anthropic-ratelimit-input-tokens-remaining": "7"}, None),
+        ({**OPENAI, **ANTHROPIC}, 30.0),
+    ],
+    ids=repr,
+)
+def test_a_spent_limit_says_when_it_is_filled_again(http, headers, wait):
+    assert told_wait(http.Headers(headers), 1_750_000_000.0) == (
+        None if wait is None else pytest.approx(wait)
+    )
+
+
+@given(st.text() | st.from_regex(r"\A(\d{1,20}(\.\d+)?(h|m|s|ms|us|ns)?)*\Z"), st.text())
+def test_whatever_these_headers_say_a_wait_is_none_or_positive(duration, moment):
+    headers = {
+        **OPENAI,
+        **ANTHROPIC,
+        "x-ratelimit-reset-requests": duration,
+        "anthropic-ratelimit-input-tokens-reset": moment,
+    }
+    wait = told_wait(headers, NOW)
+    assert wait is None or 0 < wait < math.inf

@@ -8,9 +8,20 @@ from functools import partial
 from typing import ClassVar
 
 import attrs
+import httpx
 import pytest
 
-from dspex_pipe import Logging, Pipeline, Retry, build_client, explain, record_of, respond
+from dspex_pipe import (
+    Logging,
+    Meaning,
+    Pipeline,
+    Retry,
+    build_client,
+    explain,
+    read_answer,
+    record_of,
+    respond,
+)
 from dspex_pipe.testing import Reply, Script, VirtualIO
 
 
@@ -242,6 +253,43 @@ def test_what_is_no_layer_is_refused_when_the_pipeline_is_built(layers, message)
 def test_on_event_must_be_a_function():
     with pytest.raises(TypeError, match="on_event= takes a function of one event, got 3"):
         Pipeline([], on_event=3)
+
+
+@pytest.mark.parametrize(
+    "meanings",
+    [
+        {"x": "throttled"},
+        {200: Meaning.OK},
+        {True: Meaning.FAILED},
+        {600: Meaning.FAILED},
+        {None: Meaning.AUTH},
+    ],
+    ids=repr,
+)
+def test_meanings_hold_codes_and_statuses(meanings):
+    with pytest.raises(
+        ValueError, match=r"meanings= takes error codes \(strings\) or statuses \(400 to 599\)"
+    ):
+        Pipeline([], meanings=meanings)
+
+
+def test_meanings_of_nested_pipelines_hold_for_the_whole_stack():
+    inner = Pipeline([], meanings={"a": Meaning.THROTTLED, 418: Meaning.AUTH})
+    outer = Pipeline([inner], meanings={418: Meaning.OVERLOADED})
+    assert outer.meanings == {"a": Meaning.THROTTLED, 418: Meaning.OVERLOADED}
+    seen = []
+
+    async def look(request, call_next):
+        response = await call_next(request)
+        seen.append(read_answer(response, record_of(request)).meaning)
+        return response
+
+    build_client(Pipeline([look, outer]), transport=Script(418)).get("http://x.test/")
+    assert seen == [Meaning.OVERLOADED]
+    # a pipeline that another one's transport leads to
+    upper = Pipeline([look]).transport(outer.transport(Script(418)))
+    httpx.Client(transport=upper).get("http://x.test/")
+    assert seen == [Meaning.OVERLOADED] * 2
 
 
 def test_callable_objects_and_partials_are_layers():

@@ -13,6 +13,7 @@ from dspex_pipe import chaos, testing
 def test_the_front_door_holds_exactly_these_names():
     assert sorted(dspex_pipe.__all__) == [
         "Advice",
+        "Answer",
         "Breaker",
         "BreakerOpen",
         "Budget",
@@ -25,6 +26,7 @@ def test_the_front_door_holds_exactly_these_names():
         "Layer",
         "LayerError",
         "Logging",
+        "Meaning",
         "MemoryStore",
         "Middleware",
         "OrderWarning",
@@ -49,6 +51,7 @@ def test_the_front_door_holds_exactly_these_names():
         "explain",
         "options",
         "presets",
+        "read_answer",
         "record_of",
         "refusal_of",
         "respond",

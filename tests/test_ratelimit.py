@@ -295,6 +295,27 @@ def test_without_a_429_that_names_a_wait_the_gate_stays_open(reply):
     assert times(rig) == [0, 1]
 
 
+@pytest.mark.parametrize(
+    ("status", "headers", "code", "wait"),
+    [
+        (429, {"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "9s"}, "tokens", 9),
+        (503, {"retry-after": "9"}, "slow_down", 9),
+        (429, {"retry-after": "9"}, "insufficient_quota", 0),
+        (503, {"retry-after": "9"}, "server_is_overloaded", 0),
+    ],
+)
+def test_the_gate_goes_by_what_the_answer_means(world, status, headers, code, wait):
+    async def main():
+        io = VirtualIO()
+        script = Script(Reply(status=status, headers=headers, json={"error": {"code": code}}), 200, io=io)
+        async with world.client([RateLimit()], transport=script, io=io) as client:
+            await client.get(URL)
+            await client.get(URL)
+        assert io.now() == pytest.approx(wait)
+
+    world.run(main)
+
+
 def test_the_gate_refuses_at_once_what_cannot_wait():
     rig = Rig(RateLimit(max_wait=5, max_queue=2), TOO_MANY, 200)
     results = rig.run(

@@ -46,6 +46,30 @@ def reason(got):
     return told_why
 
 
+# Throttles
+
+
+def test_throttles_spend_neither_attempts_nor_budget_until_the_deadline(world):
+    policy = Retry(attempts=1, throttle="wait", budget=Budget(ratio=0, floor=0))
+    call = play(world, policy, *[told(429, after="5")] * 20, 200)
+    assert (call.got.status_code, call.calls, call.seconds) == (200, 21, 100)
+    call = play(world, policy, told(429, after="5"), forever=True, extensions=options(deadline=12))
+    assert (call.got.status_code, call.calls, call.seconds) == (429, 3, 10)
+    assert reason(call.got) == "a wait of 5 s does not fit the deadline"
+    call = play(world, policy, told(429, after="5"), 503, 200)
+    assert (call.got.status_code, call.calls) == (503, 2)
+    assert reason(call.got) == "1 of 1 attempts made"
+
+
+def test_a_throttle_in_a_stream_is_waited_for_too(world):
+    events = {"headers": {"content-type": "text/event-stream"}}
+    busy = Reply(chunks=[b'data: {"error": {"type": "rate_limit_error"}}\n\n'], **events)
+    good = Reply(chunks=[b"data: [DONE]\n\n"], **events)
+    policy = Retry(attempts=1, throttle="wait", wait_initial=1, wait_jitter=0, wait_max=4)
+    call = play(world, policy, *[busy] * 4, good, method="POST", url=LLM, json={**CHAT, "stream": True})
+    assert (call.got.content, call.calls, call.seconds) == (b"data: [DONE]\n\n", 5, 1 + 2 + 4 + 4)
+
+
 # Waits, bodies, traces
 
 

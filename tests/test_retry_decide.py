@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from dspex_pipe import BreakerOpen, Budget, Record, Retry
 from dspex_pipe.family import family_of
 from dspex_pipe.layers.retry import Again, Call, Enough, Ledger, backoff, decide
-from dspex_pipe.outcome import PERMANENT_CODES
+from dspex_pipe.outcome import MEANINGS, Meaning
 
 URL = "http://a.test/thing"
 LLM = "http://a.test/v1/chat/completions"
@@ -42,7 +42,7 @@ def call(
     **request,
 ):
     record = Record(1, lambda: 0.0, deadline=deadline, options=options or {})
-    return Call(http.Request(method, url, **request), record, started, attempt, timeouts)
+    return Call(http.Request(method, url, **request), record, started, attempt, timeouts=timeouts)
 
 
 def completion(**kwargs):
@@ -235,7 +235,13 @@ def test_the_cap_can_be_chosen():
     assert_gives_up(after(status(retry_after="0.1"), retry_after_cap=0), "over the cap", spent=True)
 
 
-@pytest.mark.parametrize("code", sorted(PERMANENT_CODES))
+PERMANENT = {Meaning.QUOTA_SPENT, Meaning.AUTH, Meaning.CONTEXT_TOO_LONG}
+
+
+@pytest.mark.parametrize(
+    "code",
+    sorted(word for word, meaning in MEANINGS.items() if isinstance(word, str) and meaning in PERMANENT),
+)
 @pytest.mark.parametrize("place", ["code", "type"])
 def test_a_permanent_code_is_not_retried(code, place):
     verdict = after(status(429, json={"error": {place: code, "message": "m"}}), completion())
@@ -275,6 +281,43 @@ def test_attempts_count_the_first_call(attempt, again):
         assert isinstance(verdict, Again)
     else:
         assert_gives_up(verdict, f"{attempt} of 3 attempts made", spent=True)
+
+
+def test_throttles_that_are_waited_for_cost_no_attempt():
+    patient, of = {"throttle": "wait"}, call(attempt=9, deadline=100.0)
+    of.throttles = 8
+    assert after(status(429), of, **patient).throttled
+    assert isinstance(after(status(503), of, **patient), Again)  # the first of its kind
+    of.attempt = 11
+    assert_gives_up(after(status(503), of, **patient), "3 of 3 attempts made", spent=True)
+    assert after(status(429), of, **patient).throttled
+
+
+def test_waits_for_a_throttle_grow_on_their_own():
+    of = call(attempt=3, deadline=100.0)
+    of.throttles = 2
+    assert after(status(429), of, throttle="wait", wait_max=60).wait == pytest.approx(0.4)
+    assert after(status(503), of, throttle="wait", wait_max=60).wait == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("bound", "word"), [({"deadline": 200.0}, "deadline"), ({}, "timeout")])
+def test_a_throttle_is_waited_for_as_long_as_it_takes_until_the_deadline(bound, word):
+    policy = {"throttle": "wait", "timeout": None if bound else 200.0}
+    assert after(status(429, retry_after="150"), call(**bound), **policy) == Again(
+        150, "status 429", throttled=True
+    )
+    assert_gives_up(
+        after(status(429, retry_after="200"), call(**bound), **policy), f"fit the {word}", spent=True
+    )
+
+
+def test_without_a_deadline_the_cap_holds_for_throttles_too():
+    assert after(status(429, retry_after="60"), throttle="wait").throttled
+    assert_gives_up(after(status(429, retry_after="61"), throttle="wait"), "over the cap", spent=True)
+
+
+def test_a_spent_quota_is_no_throttle():
+    assert_gives_up(after(status(429, json=QUOTA), throttle="wait"), "does not pass", spent=True)
 
 
 def test_attempts_can_be_without_limit():

@@ -22,7 +22,7 @@ from dspex_pipe.wire.streams import Kind, Seen, Usage, reader_for
 
 SSE = {"content-type": "text/event-stream; charset=utf-8"}
 FORMATS = ["openai.chat", "openai.completions", "openai.responses", "anthropic.messages"]
-PING, LIFE, PROGRESS, CONTENT, ERROR, TERMINAL = Kind
+PING, OPENING, LIFE, PROGRESS, CONTENT, ERROR, TERMINAL = Kind
 
 
 def dump(document):
@@ -120,7 +120,7 @@ TRANSCRIPTS = {
             "evidence": True,
             "usage": Usage(20, 7, 16),
         },
-        [LIFE, CONTENT, LIFE, LIFE, TERMINAL],
+        [OPENING, CONTENT, LIFE, LIFE, TERMINAL],
     ),
     "chat tool call and reasoning": (
         "openai.chat",
@@ -139,7 +139,7 @@ TRANSCRIPTS = {
             "evidence": True,
             "model": "gpt-5-2026",
         },
-        [LIFE, CONTENT, CONTENT, CONTENT, LIFE, TERMINAL],
+        [OPENING, CONTENT, CONTENT, CONTENT, LIFE, TERMINAL],
     ),
     "chat, two choices": (
         "openai.chat",
@@ -215,7 +215,7 @@ TRANSCRIPTS = {
         "openai.completions",
         plain(piece(""), piece("Forty"), piece("-two"), piece("", "length"), "[DONE]"),
         {"model": "m", "content": 2, "finished": ("length",), "terminal": True, "evidence": True},
-        [LIFE, CONTENT, CONTENT, LIFE, TERMINAL],
+        [OPENING, CONTENT, CONTENT, LIFE, TERMINAL],
     ),
     "responses text": (
         "openai.responses",
@@ -306,7 +306,7 @@ TRANSCRIPTS = {
             "evidence": True,
             "usage": Usage(20, 9, 16),
         },
-        [LIFE, LIFE, PING, CONTENT, LIFE, LIFE, CONTENT, LIFE, LIFE, TERMINAL],
+        [OPENING, OPENING, PING, CONTENT, LIFE, OPENING, CONTENT, LIFE, LIFE, TERMINAL],
     ),
     "messages tool call": (
         "anthropic.messages",
@@ -327,7 +327,7 @@ TRANSCRIPTS = {
             "evidence": True,
             "usage": Usage(5, 9, 0),
         },
-        [LIFE, LIFE, CONTENT, LIFE, CONTENT, LIFE, TERMINAL],
+        [OPENING, LIFE, CONTENT, LIFE, CONTENT, LIFE, TERMINAL],
     ),
     "messages, overloaded at once": (
         "anthropic.messages",
@@ -533,7 +533,7 @@ def test_no_bytes_raise(form, encoding, chunks):
 @pytest.mark.parametrize("hostile", ["[" * 100_000, "9" * 5000, '{"usage":{"prompt_tokens":' + "9" * 5000])
 def test_what_json_cannot_read_is_no_news(hostile):
     seen, reader = read("openai.chat", [plain(hostile, chunk({}, "stop"), "[DONE]")])
-    assert [one.kind for one in seen] == [LIFE, LIFE, TERMINAL]
+    assert [one.kind for one in seen] == [OPENING, LIFE, TERMINAL]
     assert reader.known.terminal
 
 

@@ -112,7 +112,19 @@ def test_only_a_true_stream_flag_makes_a_stream(given_flag, stream):
         ),
         ({"type": "error", "error": {"type": "overloaded_error", "message": "m"}}, {"overloaded_error"}),
         ({"error": {"code": "rate_limit_exceeded", "type": None}}, {"rate_limit_exceeded"}),
-        ({"error": {"code": 429, "type": ["x"]}}, set()),
+        (
+            {
+                "error": {
+                    "type": "rate_limit_error",
+                    "details": {"error_code": "enforced_spend_limit_reached"},
+                }
+            },
+            {"rate_limit_error", "enforced_spend_limit_reached"},
+        ),
+        ({"error": {"code": 429, "type": ["x"], "details": ["x"]}}, {"429"}),
+        ({"error": {"code": 70_000, "type": "a\nb"}}, set()),
+        ({"error": {"code": True, "type": "x" * 257}}, set()),
+        ({"type": "error", "error": {"type": "error", "code": ""}}, set()),
         ({"error": {"message": "insufficient_quota"}}, set()),
         ({"error": "insufficient_quota"}, set()),
         ({"error": None}, set()),

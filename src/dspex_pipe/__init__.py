@@ -28,7 +28,7 @@ from .layers.ratelimit import RateLimit, RedisStore
 from .layers.retry import Budget, Retry
 from .layers.timeout import Timeout
 from .options import options
-from .outcome import Verdict
+from .outcome import Answer, Meaning, Verdict, read_answer
 from .pipeline import Layer, Pipeline
 from .stores.disk import DiskStore
 from .stores.memory import MemoryStore
@@ -38,6 +38,7 @@ __version__ = "0.1.0"
 __all__ = [
     "IO",
     "Advice",
+    "Answer",
     "Breaker",
     "BreakerOpen",
     "Budget",
@@ -49,6 +50,7 @@ __all__ = [
     "Layer",
     "LayerError",
     "Logging",
+    "Meaning",
     "MemoryStore",
     "Middleware",
     "OrderWarning",
@@ -73,6 +75,7 @@ __all__ = [
     "explain",
     "options",
     "presets",
+    "read_answer",
     "record_of",
     "refusal_of",
     "respond",

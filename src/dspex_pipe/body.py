@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from .family import BodySource, Request, Response, content_of, family_of, respond
 
 if TYPE_CHECKING:
-    from .io import IO
+    from .io import IO, Background
 
 __all__ = [
     "Ending",
@@ -211,12 +211,26 @@ class Passing:
 
 
 class Prefixed(Passing):
-    """A body of which the beginning has been read already."""
+    """A body of which the beginning has been read already.
 
-    def __init__(self, stream: Any, beginning: list[bytes], rest: AsyncIterator[bytes]) -> None:
+    Args:
+        stream: The body.
+        beginning: What was read, in its pieces.
+        rest: Where reading goes on.
+        reading: A read that is still under way, and will add its piece to the beginning.
+    """
+
+    def __init__(
+        self,
+        stream: Any,
+        beginning: deque[bytes],
+        rest: AsyncIterator[bytes],
+        reading: Background | None = None,
+    ) -> None:
         super().__init__(stream)
-        self._beginning = deque(beginning)
+        self._beginning = beginning
         self._chunks = rest
+        self._reading = reading
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -237,7 +251,18 @@ class Prefixed(Passing):
         return self
 
     async def __anext__(self) -> bytes:
+        if self._reading is not None and not self._beginning:
+            await self._reading.finish()
+            self._reading = None
         return self._beginning.popleft() if self._beginning else await super().__anext__()
+
+    async def aclose(self) -> None:
+        """Close the body below, and end a read that is under way."""
+        try:
+            if self._reading is not None:
+                await self._reading.cancel()
+        finally:
+            await super().aclose()
 
 
 class Replay:

@@ -9,13 +9,16 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import define, field, frozen
 
 from .errors import LayerError, Refused
 from .family import Request, Response, content_of
 from .wire import Completion, recognise
+
+if TYPE_CHECKING:
+    from .outcome import Meaning
 
 __all__ = ["EXTENSION", "Event", "Record", "Trace", "explain", "record_of", "refusal_of"]
 
@@ -77,6 +80,7 @@ class Record:
         deadline: When the whole call must be over, on that clock; ``None`` for never.
         options: The options of this call, checked.
         sdk: Whether a provider's SDK made the request, which would retry what we raise.
+        meanings: What error codes and statuses mean, beyond what everybody knows (`outcome.MEANINGS`).
         watchers: Who is told each event as it happens.
     """
 
@@ -85,6 +89,7 @@ class Record:
     deadline: float | None = None
     options: Mapping[str, Any] = field(factory=dict)
     sdk: bool = False
+    meanings: Mapping[str | int, Meaning] = field(factory=dict)
     watchers: list[OnEvent] = field(factory=list)
     spent: bool = False
     """Our own retries are used up for the last outcome: nobody above should retry it again."""

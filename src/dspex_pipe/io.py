@@ -9,9 +9,12 @@ own has another origin, and one state may serve all modes at once.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import random
+import sys
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -27,7 +30,7 @@ from .family import Response, family_of
 if TYPE_CHECKING:
     from stamina import Attempt
 
-__all__ = ["ASYNC", "BLOCKING", "IO", "AsyncIO", "BlockingIO", "Event", "OutOfTime", "drive"]
+__all__ = ["ASYNC", "BLOCKING", "IO", "AsyncIO", "Background", "BlockingIO", "Event", "OutOfTime", "drive"]
 
 T = TypeVar("T")
 
@@ -51,6 +54,18 @@ class Event(Protocol):
 
     async def wait(self, seconds: float | None = None) -> bool:
         """Wait until it is set, or for so many seconds at most; whether it is set."""
+        ...
+
+
+class Background(Protocol):
+    """A coroutine that goes on while nobody waits for it; whoever began it ends it in one of these ways."""
+
+    async def finish(self) -> object:
+        """Wait for its end; raise what it raised. Being cancelled meanwhile cancels it, too."""
+        ...
+
+    async def cancel(self) -> None:
+        """Cancel it, and wait until it is gone, even while being cancelled."""
         ...
 
 
@@ -136,7 +151,7 @@ class IO:
                 parts.append(chunk)
                 size += len(chunk)
                 if limit is not None and size > limit:
-                    put_stream(response, Prefixed(response.stream, parts, chunks))
+                    put_stream(response, Prefixed(response.stream, deque(parts), chunks))
                     return False
                 if until is not None and self.now() >= until:
                     raise DeadlineExceeded(  # noqa: TRY301 - what is read must be closed, as for any error
@@ -168,6 +183,20 @@ class IO:
 
         Raises:
             OutOfTime: The time was over first.
+        """
+        raise NotImplementedError
+
+    async def begin(self, coroutine: Coroutine[Any, Any, None], seconds: float) -> Background | None:
+        """Await a coroutine for so many seconds, and let it go on in the background after that.
+
+        It is for what must not be cancelled half-way, as `bounded` does: reading from a connection.
+        Blocking code has no background, so there it runs to its end, however late.
+
+        Returns:
+            What goes on, which must be finished or cancelled; ``None`` when it has ended.
+
+        Raises:
+            Exception: What the coroutine raises in this time.
         """
         raise NotImplementedError
 
@@ -207,6 +236,10 @@ class BlockingIO(IO):
     async def bounded(self, coroutine: Coroutine[Any, Any, T], seconds: float) -> T:
         """Await it; what comes in time is returned, what comes late all the same."""
         return await coroutine
+
+    async def begin(self, coroutine: Coroutine[Any, Any, None], seconds: float) -> None:
+        """Await it."""
+        await coroutine
 
     def event(self) -> Event:
         """A flag to block on."""
@@ -253,6 +286,11 @@ class AsyncIO(IO):
         # only the scope's own deadline comes here: the caller's cancellation goes on through it
         raise OutOfTime(f"{seconds:.3g} s are over")
 
+    async def begin(self, coroutine: Coroutine[Any, Any, None], seconds: float) -> Background | None:
+        """Await it as a task of its own, which is left alone when the time is over."""
+        task = _Task(coroutine)
+        return None if await task.finish(seconds) else task
+
     def event(self) -> Event:
         """A flag to await, on the event loop that runs here."""
         return _LoopEvent()
@@ -297,6 +335,56 @@ class _LoopEvent:
         return self._event.is_set()
 
 
+class _Task:
+    """A coroutine in a task of its own, on asyncio and on trio.
+
+    It outlives the call that began it, so no nursery of ours can hold it: whoever has it ends it.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        self._scope = anyio.CancelScope()
+        self._ended = anyio.Event()
+        self._error: Exception | None = None
+        native: Any = anyio.lowlevel.current_token().native_token
+        if hasattr(native, "create_task"):
+            self._task = native.create_task(self._run(coroutine))  # kept: asyncio's own reference is weak
+            # asyncio may cancel a task before its first step, and then nothing of it runs
+            self._task.add_done_callback(lambda _: self._end(coroutine))
+        else:
+            spawn = sys.modules["trio"].lowlevel.spawn_system_task
+            spawn(self._run, coroutine, context=contextvars.copy_context())
+
+    async def _run(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        try:
+            with self._scope:
+                await coroutine
+        except Exception as exc:  # noqa: BLE001 - raised where it is waited for
+            self._error = exc
+        finally:
+            self._end(coroutine)
+
+    def _end(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        coroutine.close()
+        self._ended.set()
+
+    async def finish(self, seconds: float | None = None) -> bool:
+        """Wait for its end, or for so many seconds at most; whether it has ended."""
+        try:
+            with anyio.move_on_after(seconds):
+                await self._ended.wait()
+        except BaseException:
+            await self.cancel()
+            raise
+        if self._error is not None:
+            raise self._error
+        return self._ended.is_set()
+
+    async def cancel(self) -> None:
+        self._scope.cancel()
+        with anyio.CancelScope(shield=True):
+            await self._ended.wait()
+
+
 class _Inline(AsyncIterator[T]):
     """A plain iterator in async clothes: it never suspends."""
 
@@ -304,9 +392,10 @@ class _Inline(AsyncIterator[T]):
         self._items = items
 
     async def __anext__(self) -> T:
-        for item in self._items:
-            return item
-        raise StopAsyncIteration
+        try:
+            return next(self._items)
+        except StopIteration:
+            raise StopAsyncIteration from None
 
 
 BLOCKING = BlockingIO()

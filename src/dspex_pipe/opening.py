@@ -15,6 +15,7 @@ from .events import EXTENSION, OnEvent, Record
 from .family import Request, Response, family_of
 from .io import IO
 from .options import HEADER, Converter, ambient, check
+from .outcome import Meaning
 
 __all__ = ["Stack", "expect_next_hop", "open_call"]
 
@@ -37,6 +38,11 @@ class Stack(Protocol):
     @property
     def names(self) -> frozenset[str]:
         """The names of all layers, those of nested pipelines included."""
+        ...
+
+    @property
+    def meanings(self) -> Mapping[str | int, Meaning]:
+        """What error codes and statuses mean, beyond what everybody knows."""
         ...
 
     @property
@@ -77,6 +83,8 @@ def open_call(request: Request, stack: Stack, io: IO) -> tuple[Request, Record]:
         record.options = {**record.options, **_checked(given, stack)}
     if (deadline := _deadline(request, record, io.now())) is not None:
         record.deadline = deadline if record.deadline is None else min(deadline, record.deadline)
+    if stack.meanings:
+        record.meanings = {**record.meanings, **stack.meanings}
     if stack.on_event is not None:
         record.watchers.append(stack.on_event)
     twin.extensions[EXTENSION] = record

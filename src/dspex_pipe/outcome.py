@@ -8,17 +8,27 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import Enum
 
+from attrs import evolve, frozen
+
+from .body import decoded
 from .errors import DeadlineExceeded, Refused
+from .events import Record, record_of
 from .family import Request, Response, family_of
+from .wire import error_codes, told_reset
 
 __all__ = [
-    "PERMANENT_CODES",
+    "MEANINGS",
+    "STREAM_ERROR",
+    "Answer",
+    "Meaning",
     "Verdict",
     "as_library_error",
     "broken_body",
     "is_any_timeout",
     "is_read_timeout",
     "is_transient_error",
+    "read_answer",
+    "read_codes",
     "read_timeout",
     "status_error",
     "surely_unsent",
@@ -29,19 +39,95 @@ __all__ = [
     "wait_headers",
 ]
 
-PERMANENT_CODES = frozenset(
-    {
-        # OpenAI: the account has no credit left; comes as a 429
-        "insufficient_quota",
-        "billing_hard_limit_reached",
-        "billing_not_active",
-        # Anthropic: a spend limit that no waiting lifts; comes as a 429, or a 402
-        "enforced_spend_limit_reached",
-        "contract_spend_limit_reached",
-        "billing_error",
-    }
-)
-"""Error codes that say a retry is pointless, whatever the status says."""
+
+class Meaning(Enum):
+    """What a server says with an answer, the most telling first."""
+
+    QUOTA_SPENT = "quota spent"
+    """The account has no credit left, or reached a limit on spending: waiting does not help."""
+    CONTEXT_TOO_LONG = "context too long"
+    """The prompt is longer than the model takes."""
+    AUTH = "auth"
+    """The credential is missing, wrong, or not allowed to do this."""
+    THROTTLED = "throttled"
+    """We are too fast; the server is well."""
+    OVERLOADED = "overloaded"
+    """The server is too busy for us and for everybody."""
+    FAILED = "failed"
+    """The server went wrong."""
+    BAD_REQUEST = "bad request"
+    """The request was not accepted as it was: what any other status from 400 to 499 says."""
+    OK = "ok"
+
+
+MEANINGS: Mapping[str | int, Meaning] = {
+    # OpenAI, codes and types; all of the first comes as a 429
+    "insufficient_quota": Meaning.QUOTA_SPENT,
+    "credit_balance_exhausted": Meaning.QUOTA_SPENT,
+    "organization_spend_limit_exceeded": Meaning.QUOTA_SPENT,
+    "organization_usage_limit_exceeded": Meaning.QUOTA_SPENT,
+    "project_spend_limit_exceeded": Meaning.QUOTA_SPENT,
+    "billing_hard_limit_reached": Meaning.QUOTA_SPENT,
+    "billing_not_active": Meaning.QUOTA_SPENT,
+    "context_length_exceeded": Meaning.CONTEXT_TOO_LONG,
+    "invalid_api_key": Meaning.AUTH,
+    "rate_limit_exceeded": Meaning.THROTTLED,
+    "slow_down": Meaning.THROTTLED,
+    "server_is_overloaded": Meaning.OVERLOADED,
+    # Anthropic, types and error codes; a spent limit comes as a 429 of the type rate_limit_error
+    "enforced_spend_limit_reached": Meaning.QUOTA_SPENT,
+    "contract_spend_limit_reached": Meaning.QUOTA_SPENT,
+    "billing_error": Meaning.QUOTA_SPENT,
+    "authentication_error": Meaning.AUTH,
+    "permission_error": Meaning.AUTH,
+    "rate_limit_error": Meaning.THROTTLED,
+    "ramp_limit_exceeded": Meaning.THROTTLED,
+    "overloaded_error": Meaning.OVERLOADED,
+    # statuses, where no code says more; any other from 500 on is FAILED, from 400 on BAD_REQUEST
+    401: Meaning.AUTH,
+    402: Meaning.QUOTA_SPENT,
+    403: Meaning.AUTH,
+    429: Meaning.THROTTLED,
+    503: Meaning.OVERLOADED,
+    529: Meaning.OVERLOADED,
+}
+"""What structured error codes and statuses mean; ``Pipeline(…, meanings={…})`` adds to it.
+
+Sources: the error references of OpenAI and Anthropic, read in November 2026.
+"""
+
+# An error event comes behind a status of 200: its type stands for the status that it would have been.
+_STATUS_OF = {
+    "invalid_request_error": 400,
+    "invalid_prompt": 400,
+    "not_found_error": 404,
+    "request_too_large": 413,
+}
+
+STREAM_ERROR = "dspex_stream_error"
+"""The key in a response's extensions for the codes of the error that its stream began with."""
+
+
+@frozen
+class Answer:
+    """What an answer of a server means.
+
+    Args:
+        meaning: The most telling of what its codes and its status say.
+        code: The known code that says so; ``None`` when the status does.
+        codes: All of its structured error codes.
+        in_stream: Whether the error came as an event of a stream that had begun well.
+    """
+
+    meaning: Meaning
+    code: str | None = None
+    codes: frozenset[str] = frozenset()
+    in_stream: bool = False
+
+    @property
+    def verdict(self) -> Verdict:
+        """What it says about the health of the server."""
+        return _VERDICTS.get(self.meaning, Verdict.SUCCESS)
 
 
 class Verdict(Enum):
@@ -51,6 +137,52 @@ class Verdict(Enum):
     FAILURE = "failure"
     NEUTRAL = "neutral"
     """It says nothing: we refused, the caller left, or the server asked us to slow down."""
+
+
+_VERDICTS = {
+    Meaning.FAILED: Verdict.FAILURE,
+    Meaning.OVERLOADED: Verdict.FAILURE,
+    Meaning.THROTTLED: Verdict.NEUTRAL,
+    Meaning.QUOTA_SPENT: Verdict.NEUTRAL,
+}
+_OK = Answer(Meaning.OK)
+
+
+def read_answer(response: Response, record: Record) -> Answer:
+    """What a response means, by its structured error codes and its status.
+
+    Codes count where an error body lies in memory, as those of LLM calls do, or where a stream began
+    with an error that somebody has looked at. Free text is never read: it lies.
+
+    Args:
+        response: The response.
+        record: That of the call; its pipeline may have words of its own.
+    """
+    codes: frozenset[str] | None = response.extensions.get(STREAM_ERROR)
+    if codes is not None:
+        return read_codes(codes, record)
+    status = response.status_code
+    return _OK if status < 400 else _answer(error_codes(decoded(response)), status, record)
+
+
+def read_codes(codes: frozenset[str], record: Record) -> Answer:
+    """What an error event in a stream means, by its structured codes; an unknown one is a failure."""
+    numbers = [int(code) for code in codes if code.isdecimal() and 400 <= int(code) <= 599]
+    status = next((_STATUS_OF[code] for code in codes if code in _STATUS_OF), max(numbers, default=500))
+    return evolve(_answer(codes, status, record), in_stream=True)
+
+
+def _answer(codes: frozenset[str], status: int, record: Record) -> Answer:
+    for meaning in Meaning:
+        telling = [code for code in codes if _meaning(code, record) is meaning]
+        if telling:
+            return Answer(meaning, min(telling), codes)
+    plain = Meaning.FAILED if status >= 500 else Meaning.BAD_REQUEST
+    return Answer(_meaning(status, record) or plain, codes=codes)
+
+
+def _meaning(word: str | int, record: Record) -> Meaning | None:
+    return record.meanings.get(word) or MEANINGS.get(word)
 
 
 _UNSENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")
@@ -92,9 +224,10 @@ def told_wait(headers: Mapping[str, str], wall: float) -> float | None:
     """Seconds that the server asks us to wait, or ``None`` when it names no usable time.
 
     ``retry-after-ms`` first (milliseconds; OpenAI, Azure), then ``retry-after`` (RFC 9110 §10.2.3): seconds,
-    here also with a fraction, or an HTTP date, which is read against the response's own ``Date`` so
-    that a wrong clock on either side does not matter. What cannot be read, and what lies in the
-    past, counts as nothing said. The answer may be huge: the caller bounds it.
+    here also with a fraction, or an HTTP date; then the providers' own headers, when they say that a rate
+    limit is spent (`told_reset`). Dates are read against the response's own ``Date``, so that a wrong clock
+    on either side does not matter. What cannot be read, and what lies in the past, counts as nothing said.
+    The answer may be huge: the caller bounds it.
 
     Args:
         headers: The response's headers.
@@ -103,11 +236,11 @@ def told_wait(headers: Mapping[str, str], wall: float) -> float | None:
     milliseconds = _number(headers.get("retry-after-ms"))
     text = headers.get("retry-after")
     wait = _number(text) if milliseconds is None else milliseconds / 1000
-    if wait is None and text is not None:
-        until = _date(text)
-        if until is not None:
-            sent = _date(headers.get("date", ""))
-            wait = until - (wall if sent is None else sent)
+    if wait is None:
+        sent = _date(headers.get("date", ""))
+        sent = wall if sent is None else sent
+        until = None if text is None else _date(text)
+        wait = told_reset(headers, sent) if until is None else until - sent
     return wait if wait is not None and wait > 0 else None
 
 
@@ -158,9 +291,7 @@ def verdict(outcome: Response | BaseException, request: Request) -> Verdict:
         return Verdict.FAILURE if is_transient_error(outcome, request) else Verdict.NEUTRAL
     if isinstance(outcome, BaseException):
         return Verdict.NEUTRAL
-    if outcome.status_code == 429:
-        return Verdict.NEUTRAL
-    return Verdict.FAILURE if outcome.status_code >= 500 else Verdict.SUCCESS
+    return read_answer(outcome, record_of(request)).verdict
 
 
 def transport_error(name: str, message: str, request: Request) -> Exception:

@@ -17,6 +17,7 @@ from .family import HttpModule, Request, Response
 from .io import ASYNC, BLOCKING, IO
 from .mount import check_inner, new_client
 from .options import CORE, Converter
+from .outcome import Meaning
 from .transport import AsyncTransport, Refusals, Transport
 
 if TYPE_CHECKING:
@@ -57,12 +58,21 @@ class Pipeline:
         layers: The layers, outermost first.
         on_event: Called with every `Event` of every call, in the thread or task of the call. What it
             raises is logged and goes no further.
+        meanings: What structured error codes (strings) and statuses (400 to 599) mean to all layers, in
+            addition to those that are known: ``{"tokens_exhausted": Meaning.QUOTA_SPENT}``.
 
     Raises:
         TypeError: Something in the list is not a layer; the message says what, and what is.
+        ValueError: ``meanings`` has something else in it.
     """
 
-    def __init__(self, layers: Iterable[LayerLike] = (), *, on_event: OnEvent | None = None) -> None:
+    def __init__(
+        self,
+        layers: Iterable[LayerLike] = (),
+        *,
+        on_event: OnEvent | None = None,
+        meanings: Mapping[str | int, Meaning] | None = None,
+    ) -> None:
         if isinstance(layers, str | bytes | Mapping) or not isinstance(layers, Iterable):
             raise TypeError(f"layers= takes a list of layers, got {layers!r}")
         if on_event is not None and not callable(on_event):
@@ -71,15 +81,18 @@ class Pipeline:
         self.on_event = on_event
         self.steps = tuple(_step(layer) for layer in self.layers)
         known: dict[str, Converter] = dict(CORE)
+        words: dict[str | int, Meaning] = {}
         names = {step.name for step in self.steps}
         for layer in self.layers:
             if isinstance(layer, Pipeline):
                 known.update(layer.known_options)
                 names.update(layer.names)
+                words.update(layer.meanings)
             else:
                 known.update(getattr(layer, "options", {}))
         self.known_options: Mapping[str, Converter] = known
         self.names: frozenset[str] = frozenset(names)
+        self.meanings: Mapping[str | int, Meaning] = {**words, **_check_meanings(meanings or {})}
         for remark in self.advice():
             if remark.code.startswith("W"):
                 warnings.warn(str(remark), OrderWarning, stacklevel=_frames_of_ours())
@@ -298,6 +311,17 @@ def _close(step: Step) -> None:
         close()
     elif hasattr(step.middleware, "aclose"):
         raise TypeError(f"layer {step.name} closes asynchronously: await pipeline.aclose()")
+
+
+def _check_meanings(given: Mapping[str | int, Meaning]) -> Mapping[str | int, Meaning]:
+    for word, meaning in given.items():
+        known = word if isinstance(word, str) else type(word) is int and 400 <= word <= 599
+        if not known or not isinstance(meaning, Meaning):
+            raise ValueError(
+                "meanings= takes error codes (strings) or statuses (400 to 599), each with a Meaning, got "
+                f"{word!r}: {meaning!r}"
+            )
+    return given
 
 
 def _frames_of_ours() -> int:

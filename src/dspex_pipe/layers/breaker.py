@@ -3,7 +3,7 @@
 The circuit breaker of M. Nygard's "Release It!", with three things that others leave out: a probe holds a
 *lease*, so one that hangs or is cancelled frees its place and closes nothing; results carry an *epoch*, so
 what was admitted before the circuit changed decides nothing after; and a call counts when its *body* has
-ended, not when its headers came.
+ended, not when its headers came: only a probe has proved enough when the first content is there.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from ..counts import Counts
 from ..errors import BreakerOpen, Refused
 from ..events import Record, record_of
 from ..keys import server_key
-from ..outcome import Verdict, verdict
+from ..outcome import Verdict, read_answer, read_codes, verdict
+from ..peek import Beginning, peek
 from ..table import Table
+from ..wire import Kind, StreamReader, is_event_stream, reader_for
 
 if TYPE_CHECKING:
     from ..chain import Handler
@@ -44,10 +46,12 @@ _callable = check("a function", callable)
 class Breaker:
     """Refuse calls to a server that keeps failing, with `BreakerOpen`, until it has had time to recover.
 
-    Failures are connect, read and write errors, timeouts, bodies that break off, and statuses from 500 on.
-    A 429, a cancellation and a refusal say nothing; all else is success, a 404 too. The circuit opens on many
-    failures in a short time, or on several in a row however long apart. After ``open_for`` seconds it lets a
-    probe through, whose success closes it, and whose failure opens it for twice as long.
+    Failures are connect, read and write errors, timeouts, bodies that break off, statuses from 500 on, and
+    error events in an LLM's stream that mean the same. Throttling (429), a spent quota, a cancellation, a
+    refusal, and a reader who leaves a body before its end say nothing; all else is success, a 404 too. The
+    circuit opens on many failures in a short time, or on several in a row however long apart. After
+    ``open_for`` seconds it lets a probe through, whose first content closes it, and whose failure opens it
+    for twice as long.
 
     Args:
         failures: Failures within the window that open the circuit, if they are also …
@@ -63,6 +67,9 @@ class Breaker:
         classify: Judges an outcome (a response or an exception, and its request) before the rule above;
             ``None`` leaves it to the rule.
         max_keys: Circuits kept at most; open ones are never dropped.
+        peek: Seconds that an LLM's stream is held back at most, while it has neither content nor an error, so
+            that the latter counts at once; ``None`` hands it on at once. In blocking mode the time is looked
+            at between its pieces.
     """
 
     failures: int = field(default=5, validator=whole(1))
@@ -77,6 +84,7 @@ class Breaker:
     key: Callable[[Request], str] | None = field(default=None, validator=optional(_callable))
     classify: Classify | None = field(default=None, validator=optional(_callable))
     max_keys: int = field(default=1024, validator=whole(1))
+    peek: float | None = field(default=2.0, validator=optional(seconds()))
 
     __repr__ = brief
 
@@ -93,7 +101,7 @@ class Breaker:
 def _not_200(outcome: Response | BaseException, request: Request) -> Verdict | None:
     if isinstance(outcome, BaseException):
         return None
-    return Verdict.SUCCESS if outcome.status_code == 200 else Verdict.FAILURE
+    return None if outcome.status_code == 200 else Verdict.FAILURE
 
 
 # The pure core: one circuit.
@@ -114,11 +122,12 @@ class State(Enum):
 class Ticket:
     """The right to make one call, within one epoch."""
 
-    __slots__ = ("epoch", "probe")
+    __slots__ = ("epoch", "probe", "proved")
 
     def __init__(self, epoch: int, *, probe: bool) -> None:
         self.epoch = epoch
         self.probe = probe
+        self.proved = False
 
 
 @frozen
@@ -134,7 +143,8 @@ _SUCCESSES, _FAILURES = range(2)
 class Circuit:
     """One circuit; it takes no lock: its owner holds one.
 
-    ``admit`` a call, then ``settle`` its ticket, once, or never. The epoch counts changes of state.
+    ``admit`` a call, ``prove`` a probe if you like, then ``settle`` the ticket, once, or never. The epoch
+    counts changes of state.
     """
 
     __slots__ = (
@@ -188,7 +198,7 @@ class Circuit:
             now: Seconds.
             random: A number in [0, 1), for jitter.
         """
-        if ticket.epoch != self.epoch:
+        if ticket.epoch != self.epoch or (ticket.proved and verdict is Verdict.SUCCESS):
             return
         if ticket.probe and self._probes.pop(ticket, None) is None:
             return  # its lease was over, and another has taken its place
@@ -208,6 +218,15 @@ class Circuit:
             if self._proofs >= self._policy.probes:
                 self.trips = 0
                 self.change(State.CLOSED)
+
+    def prove(self, ticket: Ticket, now: float) -> None:
+        """Take what a probe has brought so far for its success.
+
+        Its ticket is good for the rest of the call, which can only fail from here on.
+        """
+        if ticket in self._probes:
+            self.settle(ticket, Verdict.SUCCESS, "", now, 0.0)
+            ticket.epoch, ticket.probe, ticket.proved = self.epoch, False, True
 
     def change(self, state: State) -> None:
         """Begin a new epoch in this state, with nothing counted."""
@@ -268,16 +287,23 @@ class Breaking:
                 last_failure=last_failure,
             )
         call = _Call(self, key, circuit, admitted, record, io)
+        beginning: Beginning | None = None
         try:
             response = await call_next(request)
-            verdict = self._judge(response, request)
+            if self.policy.peek is not None:
+                beginning = await peek(response, request, io, self.policy.peek)
+            verdict, answer = self._judge(response, request), read_answer(response, record)
         except BaseException as exc:
             call.settle(self._judge_error(exc, request), type(exc).__name__)
             raise
-        if verdict is Verdict.FAILURE:
+        if answer.in_stream:
+            call.settle(verdict, answer.code or answer.meaning.value)
+        elif verdict is Verdict.FAILURE:
             call.settle(verdict, f"status {response.status_code}")
         else:
-            call.watch(response, verdict)
+            call.watch(response, request, verdict)
+            if beginning is not None and beginning.content:
+                call.prove()
         return response
 
     def _judge(self, response: Response, request: Request) -> Verdict:
@@ -295,10 +321,18 @@ class Breaking:
 
     def settle(self, call: _Call, verdict: Verdict, why: str) -> None:
         """Tell a circuit how a call ended."""
-        circuit, io = call.circuit, call.io
+        random = call.io.random()
+        self._tell(call, why, lambda now: call.circuit.settle(call.ticket, verdict, why, now, random))
+
+    def prove(self, call: _Call) -> None:
+        """Tell a circuit that a probe has brought something."""
+        self._tell(call, "", lambda now: call.circuit.prove(call.ticket, now))
+
+    def _tell(self, call: _Call, why: str, what: Callable[[float], None]) -> None:
+        circuit = call.circuit
         with self._lock:
-            before, now = circuit.state, io.now()
-            circuit.settle(call.ticket, verdict, why, now, io.random())
+            before, now = circuit.state, call.io.now()
+            what(now)
             after, wait = circuit.state, circuit.until - now
         if after is State.OPEN is not before:
             call.record.emit("Breaker", "opens", f"{call.key}: {why}", wait)
@@ -358,14 +392,15 @@ class Breaking:
 class _Call:
     """One admitted call, until its body has ended."""
 
-    __slots__ = ("_breaking", "_seen", "_verdict", "circuit", "io", "key", "record", "ticket")
+    __slots__ = ("_breaking", "_reader", "_settled", "_verdict", "circuit", "io", "key", "record", "ticket")
 
     def __init__(
         self, breaking: Breaking, key: str, circuit: Circuit, ticket: Ticket, record: Record, io: IO
     ) -> None:
         self._breaking = breaking
         self._verdict = Verdict.NEUTRAL
-        self._seen = False
+        self._reader: StreamReader | None = None
+        self._settled = False
         self.key = key
         self.circuit = circuit
         self.ticket = ticket
@@ -373,26 +408,49 @@ class _Call:
         self.io = io
 
     def settle(self, verdict: Verdict, why: str) -> None:
-        """Tell the circuit."""
-        self._breaking.settle(self, verdict, why)
+        """Tell the circuit, once."""
+        if not self._settled:
+            self._settled = True
+            self._breaking.settle(self, verdict, why)
 
-    def watch(self, response: Response, verdict: Verdict) -> None:
-        """Settle when the body has ended."""
+    def watch(self, response: Response, request: Request, verdict: Verdict) -> None:
+        """Settle when the body has ended; as a probe, when it has content."""
         self._verdict = verdict
+        completion = self.record.completion(request)
+        if completion is not None and is_event_stream(response.headers):
+            self._reader = reader_for(completion.format, response.headers)
         tap(response, self)
 
     def feed(self, chunk: bytes) -> None:
-        """The server has delivered something."""
-        self._seen = True
+        """A piece of the body goes by."""
+        reader = self._reader
+        if reader is None:
+            self.prove()
+            return
+        kinds = {event.kind for event in reader.feed(chunk)}
+        if Kind.CONTENT in kinds or reader.gave_up is not None:
+            self.prove()
+        if Kind.ERROR in kinds:
+            self._fail(reader.known.error or frozenset())
+
+    def prove(self) -> None:
+        """The server has delivered something: all that a probe is for."""
+        if self.ticket.probe and self._verdict is Verdict.SUCCESS:
+            self._breaking.prove(self)
+
+    def _fail(self, codes: frozenset[str]) -> None:
+        answer = read_codes(codes, self.record)
+        self.settle(answer.verdict, answer.code or answer.meaning.value)
 
     def end(self, ending: Ending, error: Exception | None) -> None:
         """The body has ended."""
         if ending is Ending.DROPPED:
-            self._breaking.drop(self.circuit, self.ticket)
+            if not self._settled:
+                self._breaking.drop(self.circuit, self.ticket)
         elif ending is Ending.BROKEN:
             self.settle(Verdict.FAILURE, type(error).__name__)
-        # a reader may leave when it has what it wanted: the openai SDK does, at the end of each stream
-        elif ending is Ending.COMPLETE or (ending is Ending.CLOSED and self._seen):
+        # the openai SDK closes a stream at its last event, and never reads the end
+        elif ending is Ending.COMPLETE or (self._reader is not None and self._reader.known.evidence):
             self.settle(self._verdict, "")
         else:
             self.settle(Verdict.NEUTRAL, "")

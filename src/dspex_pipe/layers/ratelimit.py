@@ -21,7 +21,7 @@ from ..config import check, one_of, optional, seconds, whole
 from ..errors import RateLimited
 from ..events import Record, record_of
 from ..keys import server_key
-from ..outcome import told_wait
+from ..outcome import Meaning, read_answer, told_wait
 from ..table import Table
 
 if TYPE_CHECKING:
@@ -139,13 +139,12 @@ class RateLimit:
     deadline comes first, it is refused there and then with `RateLimited`, and has spent nothing. A call that
     is cancelled while it waits gives its slot back. One key never waits for another.
 
-    Every `RateLimit` is a gate, too, and without a rate it is nothing else: a 429 whose ``retry-after`` or
-    ``retry-after-ms`` names a wait holds all calls of its key for so long; several at once hold it until the
-    latest, they do not add up. Then the calls go one after the other, at most ``gate_pace`` apart at first
-    and each gap 1 % shorter, so that any queue is through within the time that the 429 asked for, and at most
-    100 times ``gate_pace``. The 429 itself is
-    handed up; a `Retry` above decides about it. The gate belongs to this process, also where the store is
-    shared.
+    Every `RateLimit` is a gate, too, and without a rate it is nothing else: a 429 (or what else means that we
+    are throttled; a spent quota is no such thing) that names a wait holds all calls of its key for so long;
+    several at once hold it until the latest, they do not add up. Then the calls go one after the other, at
+    most ``gate_pace`` apart at first and each gap 1 % shorter, so that any queue is through within the time
+    that the 429 asked for, and at most 100 times ``gate_pace``. The 429 itself is handed up; a `Retry` above
+    decides about it. The gate belongs to this process, also where the store is shared.
 
     Args:
         rates: ``pyrate_limiter.Rate(limit, interval, burst)``, interval in milliseconds; all must hold. Up to
@@ -365,7 +364,7 @@ class RateLimiter:
         key, record = _key(self.policy, request), record_of(request)
         await self._admit(key, _weight(self.policy, request), record, io)
         response = await call_next(request)
-        if response.status_code == 429:
+        if response.status_code >= 400 and read_answer(response, record).meaning is Meaning.THROTTLED:
             self._shut(key, response, record, io)
         return response
 
@@ -456,7 +455,7 @@ class RateLimiter:
         with self._lock:
             self._newest = now
             self.lines.get(key, now).shut(now + wait, now)
-        record.emit("RateLimit", "holds its key", "429", wait)
+        record.emit("RateLimit", "holds its key", str(response.status_code), wait)
 
 
 def _open_store(policy: RateLimit) -> RateStore | None:

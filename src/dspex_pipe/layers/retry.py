@@ -14,21 +14,22 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from attrs import Factory, define, evolve, field, frozen
 
-from ..body import copy_request, decoded, discard, is_replayable
+from ..body import copy_request, discard, is_replayable
 from ..config import brief, check, fraction, one_of, optional, seconds, whole
 from ..counts import Counts
 from ..events import Record, record_of
 from ..options import Converter, switch
 from ..outcome import (
-    PERMANENT_CODES,
+    Meaning,
     is_read_timeout,
     is_transient_error,
+    read_answer,
     status_error,
     surely_unsent,
     told_to_retry,
     told_wait,
 )
-from ..wire import error_codes
+from ..peek import peek
 
 if TYPE_CHECKING:
     from ..chain import Handler
@@ -42,7 +43,9 @@ Outcome: TypeAlias = "Response | Exception"
 # RFC 9110 §9.2.2, and QUERY of RFC 10008 §2
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE", "QUERY"})
 _POST: Literal["auto", "always"] = "auto"
+_THROTTLE: Literal["retry", "wait"] = "retry"
 _STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504, 529})
+_PASSES = frozenset({Meaning.THROTTLED, Meaning.OVERLOADED, Meaning.FAILED})
 
 
 def _statuses(value: Any) -> Any:
@@ -85,9 +88,13 @@ class Retry:
 
     Retried are the statuses 408, 425, 429, 500, 502, 503, 504, 529 and transport errors, when repeating is
     safe: idempotent methods; what surely was not sent; requests with an ``Idempotency-Key``; LLM completions,
-    told by their path and body. The server's ``x-should-retry``, ``retry-after-ms`` and ``retry-after`` come
-    first. When retrying ends, the last response is returned, or the last exception raised, with those before
-    it as notes.
+    told by their path and body. The server's ``x-should-retry`` and the wait that it names come first. An
+    error code that no waiting mends, as of a spent quota, ends it. When retrying ends, the last response is
+    returned, or the last exception raised, with those before it as notes.
+
+    An LLM's stream may fail behind a status of 200, too. It is held back for a moment, to see its beginning:
+    an error in there is a failed attempt, and the reader sees one clean stream. Once it has content it is
+    handed on, and never sent again.
 
     Args:
         attempts: Calls in all, the first included; ``None`` for no limit.
@@ -102,6 +109,11 @@ class Retry:
         post: ``"always"`` repeats every request, whatever its method; ``"auto"`` only where it is safe.
         retry_after_cap: Seconds; when the server asks for more, the response is returned at once.
         budget: A bound on the load that retries add; ``None`` for no bound.
+        peek: Seconds that an LLM's stream is held back at most, while it has neither content nor an error;
+            ``None`` hands it on at once. In blocking mode the time is looked at between its pieces.
+        throttle: ``"retry"`` treats a throttled call (429) as any failure. ``"wait"`` sends it again until
+            the deadline, whatever the attempts and the budget; without a deadline or a ``timeout``, for as
+            long as the server throttles.
 
     Per call: ``retry=False`` sends once, ``retry=True`` repeats this request whatever its method.
     """
@@ -134,6 +146,11 @@ class Retry:
         default=Factory(Budget),
         validator=optional(check("a Budget", lambda v: isinstance(v, Budget))),
     )
+    peek: float | None = field(default=2.0, validator=optional(seconds()))
+    throttle: Literal["retry", "wait"] = field(
+        default=_THROTTLE,  # pyright: ignore[reportAssignmentType] # attrs' stub widens it to str
+        validator=one_of("retry", "wait"),
+    )
 
     __repr__ = brief
 
@@ -151,6 +168,8 @@ class Again:
 
     wait: float
     reason: str
+    throttled: bool = False
+    """The server is well, and only wants us to wait: it costs neither an attempt nor the budget."""
 
 
 @frozen
@@ -169,6 +188,7 @@ class Call:
     record: Record
     started: float
     attempt: int = 0
+    throttles: int = 0
     timeouts: int = 0
     testing: bool = False
     notes: list[str] = field(factory=list)
@@ -190,39 +210,46 @@ def decide(  # noqa: C901, PLR0911, PLR0912 - one rule after the other, each wit
     request, options = call.request, call.record.options
     error = outcome if isinstance(outcome, Exception) else None
     told: float | None = None
+    throttled = False
     if isinstance(outcome, Exception):
         if not _is_retryable(policy, outcome, request):
             return None
         reason = type(outcome).__name__
     else:
-        word = told_to_retry(outcome.headers)
-        if outcome.status_code not in policy.statuses and not (word and outcome.is_error):
+        answer, word = read_answer(outcome, call.record), told_to_retry(outcome.headers)
+        wanted = outcome.status_code in policy.statuses or (word and outcome.is_error)
+        if not wanted and not answer.in_stream:
             return None
-        reason = f"status {outcome.status_code}"
+        said = answer.code or answer.meaning.value
+        reason = f"{said} in the stream" if answer.in_stream else f"status {outcome.status_code}"
         if word is False:
             return Enough("the server says x-should-retry: false", spent=True)
-        permanent = error_codes(decoded(outcome)) & PERMANENT_CODES
-        if permanent:
-            return Enough(f"{min(permanent)} does not pass by waiting", spent=True)
+        if (answer.code or answer.in_stream) and answer.meaning not in _PASSES:
+            return Enough(f"{said} does not pass by waiting", spent=True)
         told = told_wait(outcome.headers, wall)
+        throttled = policy.throttle == "wait" and answer.meaning is Meaning.THROTTLED
     if options.get("retry") is False:
         return Enough("switched off for this call")
     if not is_replayable(request):
         return Enough("the body cannot be sent twice")
     if not _is_safe(policy, call, error):
         return Enough(f"{request.method} is not safe to repeat, and it may have been carried out")
-    if policy.attempts is not None and call.attempt >= policy.attempts:
-        return Enough(f"{call.attempt} of {policy.attempts} attempts made", spent=True)
+    counted = call.attempt - call.throttles
+    if policy.attempts is not None and counted >= policy.attempts and not throttled:
+        return Enough(f"{counted} of {policy.attempts} attempts made", spent=True)
     if call.timeouts > 1:
         return Enough("a second read timeout of an LLM call, which may be billed", spent=True)
-    if told is not None and told > policy.retry_after_cap:
+    ends = min(
+        math.inf if call.record.deadline is None else call.record.deadline,
+        math.inf if policy.timeout is None else call.started + policy.timeout,
+    )
+    if told is not None and told > policy.retry_after_cap and not (throttled and ends < math.inf):
         return Enough(f"the server asks for {told:.4g} s, over the cap", spent=True)
-    wait = backoff(policy, call.attempt, random) if told is None else told
-    if policy.timeout is not None and now + wait - call.started >= policy.timeout:
-        return Enough(f"a wait of {wait:.3g} s does not fit the timeout", spent=True)
-    if call.record.deadline is not None and now + wait >= call.record.deadline:
-        return Enough(f"a wait of {wait:.3g} s does not fit the deadline", spent=True)
-    return Again(wait, reason)
+    wait = backoff(policy, call.throttles + 1 if throttled else counted, random) if told is None else told
+    if now + wait >= ends:
+        bound = "timeout" if call.record.deadline is None or ends < call.record.deadline else "deadline"
+        return Enough(f"a wait of {wait:.3g} s does not fit the {bound}", spent=True)
+    return Again(wait, reason, throttled)
 
 
 def backoff(policy: Retry, attempt: int, random: float) -> float:
@@ -312,16 +339,19 @@ class Retrying:
         call = Call(request, record_of(request), now)
         # read once: a switch that is thrown during a call must not split it in two
         call.testing = self._stamina.is_testing()
-        outcome = await self._send(call, call_next)
+        outcome = await self._send(call, call_next, io)
         verdict = self._judge(call, outcome, io)
         if isinstance(verdict, Again):
             outcome, verdict = await self._repeat(call, outcome, verdict, call_next, io)
         return self._hand_up(call, outcome, verdict)
 
-    async def _send(self, call: Call, call_next: Handler) -> Outcome:
+    async def _send(self, call: Call, call_next: Handler, io: IO) -> Outcome:
         call.attempt += 1
         try:
-            return await call_next(copy_request(call.request))
+            response = await call_next(copy_request(call.request))
+            if self.policy.peek is not None:
+                await peek(response, call.request, io, self.policy.peek)
+            return response  # noqa: TRY300 - a body that breaks off in the peek is an error of the attempt
         except Exception as exc:  # noqa: BLE001 - judged, then raised again unless it is retried
             completion = call.record.completion(call.request)
             call.timeouts += completion is not None and is_read_timeout(exc, call.request)
@@ -337,7 +367,9 @@ class Retrying:
             return verdict
         if not self._stamina.is_active():
             return Enough("stamina is switched off (set_active)")
-        if self.ledger is not None and not self.ledger.withdraw(now):
+        if verdict.throttled:
+            call.throttles += 1
+        elif self.ledger is not None and not self.ledger.withdraw(now):
             return Enough("the retry budget is spent", spent=True)
         call.record.emit("Retry", "retries", verdict.reason, verdict.wait)
         return verdict
@@ -348,11 +380,13 @@ class Retrying:
         """Walk on with stamina, whose hook is told each wait, and whose loop does the waiting."""
         failure, wait = _as_exception(call, outcome), 0.0
         hook: Callable[[Exception], float] = lambda _: wait  # noqa: E731
-        context = self._stamina.retry_context(on=hook, attempts=self.policy.attempts, timeout=None)
+        # it must not count what costs no attempt
+        attempts = None if self.policy.throttle == "wait" else self.policy.attempts
+        context = self._stamina.retry_context(on=hook, attempts=attempts, timeout=None)
         try:
             async for attempt in io.attempts(context):  # pragma: no branch - stamina ends it by raising
                 if attempt.num > 1:
-                    outcome = await self._send(call, call_next)
+                    outcome = await self._send(call, call_next, io)
                     judged = self._judge(call, outcome, io)
                     if not isinstance(judged, Again):
                         return outcome, judged

@@ -14,7 +14,7 @@ from ..io import ASYNC, BLOCKING, IO, OutOfTime
 if TYPE_CHECKING:
     from stamina import Attempt
 
-    from ..io import Attempts, Event
+    from ..io import Attempts, Background, Event
 
 __all__ = ["VirtualIO"]
 
@@ -39,6 +39,7 @@ class VirtualIO(IO):
         self._clock = start
         self._epoch = epoch
         self._scheduled = False
+        self._waiting: dict[Coroutine[Any, Any, Any], _Until] = {}
 
     def now(self) -> float:
         """Seconds on the virtual clock."""
@@ -61,10 +62,12 @@ class VirtualIO(IO):
 
     async def close(self, response: Response, chunks: Any = None) -> None:
         """Close the body, whichever way it closes."""
-        if hasattr(response.stream, "close"):
-            await BLOCKING.close(response)
-        else:
+        if _in_a_loop():
             await ASYNC.close(response, chunks)
+        elif self._scheduled:
+            await response.stream.aclose()  # type: ignore[union-attr] # nobody cancels here
+        else:
+            await BLOCKING.close(response)
 
     def chunks(self, response: Response) -> AsyncIterator[bytes]:
         """The raw body, whichever way it reads."""
@@ -88,6 +91,13 @@ class VirtualIO(IO):
             if self._clock >= late and signal.when(self._clock) > late:
                 coroutine.close()
                 raise OutOfTime(f"{seconds:.3g} s are over")
+
+    async def begin(self, coroutine: Coroutine[Any, Any, None], seconds: float) -> Background | None:
+        """Await it; under `run_all` it goes on beside the others when its time is over."""
+        if not self._scheduled:
+            return await (ASYNC if _in_a_loop() else BLOCKING).begin(coroutine, seconds)
+        task = _VirtualTask(self, self._waiting, coroutine)
+        return None if await task.finish(seconds) else task
 
     def event(self) -> Event:
         """A flag on the virtual clock under `run_all`; otherwise one of the mode that runs here."""
@@ -121,33 +131,33 @@ class VirtualIO(IO):
         Raises:
             LayerError: All of them wait, and nothing will wake them.
         """
-        results: dict[int, T | BaseException] = {}
-        waiting = {number: _Until(self._clock) for number in range(len(coroutines))}
+        results: dict[Coroutine[Any, Any, T], T | BaseException] = {}
+        waiting = self._waiting = {coroutine: _Until(self._clock) for coroutine in coroutines}
         self._scheduled = True
         try:
-            while waiting:
-                number = min(waiting, key=lambda n: waiting[n].when(self._clock))
-                wait = waiting.pop(number)
+            while any(coroutine not in results for coroutine in coroutines):
+                coroutine = min(waiting, key=lambda each: waiting[each].when(self._clock))
+                wait = waiting.pop(coroutine)
                 if math.isinf(wait.when(self._clock)):
                     raise LayerError("every coroutine waits, and nothing will wake them")
                 self._clock = max(self._clock, wait.when(self._clock))
                 try:
-                    signal = coroutines[number].send(None)
+                    signal = coroutine.send(None)
                 except StopIteration as done:
-                    results[number] = done.value
+                    results[coroutine] = done.value
                 except BaseException as exc:  # noqa: BLE001 - handed to the caller as a result
-                    results[number] = exc
+                    results[coroutine] = exc
                 else:
                     if isinstance(signal, _Until):
-                        waiting[number] = signal  # at the end: who waited longer goes first
+                        waiting[coroutine] = signal  # at the end: who waited longer goes first
                     else:
-                        coroutines[number].close()
-                        results[number] = LayerError("awaited something that is not io's")
+                        coroutine.close()
+                        results[coroutine] = LayerError("awaited something that is not io's")
         finally:
             self._scheduled = False
-            for number in waiting:
-                coroutines[number].close()
-        return [results[number] for number in range(len(coroutines))]
+            for coroutine in waiting:
+                coroutine.close()
+        return [results[coroutine] for coroutine in coroutines]
 
 
 def _in_a_loop() -> bool:
@@ -173,6 +183,46 @@ class _VirtualEvent:
         if not self.is_set:
             await _Until(math.inf if seconds is None else self._io.now() + seconds, self)
         return self.is_set
+
+
+class _VirtualTask:
+    """A coroutine that takes its turns beside those that `run_all` was given."""
+
+    def __init__(
+        self,
+        io: VirtualIO,
+        waiting: dict[Coroutine[Any, Any, Any], _Until],
+        coroutine: Coroutine[Any, Any, None],
+    ) -> None:
+        self._ended = _VirtualEvent(io)
+        self._error: Exception | None = None
+        self._waiting = waiting
+        self._coroutine = coroutine
+        self._running = self._run()
+        waiting[self._running] = _Until(io.now())
+
+    async def _run(self) -> None:
+        try:
+            await self._coroutine
+        except Exception as exc:  # noqa: BLE001 - raised where it is waited for
+            self._error = exc
+        finally:
+            self._ended.set()
+
+    async def finish(self, seconds: float | None = None) -> bool:
+        try:
+            await self._ended.wait(seconds)
+        except BaseException:
+            await self.cancel()
+            raise
+        if self._error is not None:
+            raise self._error
+        return self._ended.is_set
+
+    async def cancel(self) -> None:
+        self._waiting.pop(self._running, None)
+        self._running.close()
+        self._coroutine.close()  # if it has not begun
 
 
 class _Until:

@@ -1,18 +1,23 @@
 """Provider formats: what an LLM request is, and what an error body says."""
 
 from .completion import Completion, recognise
-from .errors import error_codes
+from .errors import codes_of, error_codes
+from .limits import told_reset
 from .media import is_event_stream, media_type
-from .streams import Known, StreamReader, Usage, reader_for
+from .streams import Kind, Known, Seen, StreamReader, Usage, reader_for
 
 __all__ = [
     "Completion",
+    "Kind",
     "Known",
+    "Seen",
     "StreamReader",
     "Usage",
+    "codes_of",
     "error_codes",
     "is_event_stream",
     "media_type",
     "reader_for",
     "recognise",
+    "told_reset",
 ]

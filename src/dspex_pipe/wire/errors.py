@@ -1,9 +1,11 @@
-"""Read the structured code out of a provider's error body.
+"""Read the structured codes out of a provider's error.
 
 Shapes (provider documentation, November 2026):
 
-- OpenAI: ``{"error": {"message", "type", "param", "code"}}``
-- Anthropic: ``{"type": "error", "error": {"type", "message"}, "request_id"}``
+- OpenAI: ``{"error": {"message", "type", "param", "code"}}``; a spent quota has the type
+  ``insufficient_quota``, and says in its code which one
+- Anthropic: ``{"type": "error", "error": {"type", "message", "details": {"error_code"}}, "request_id"}``;
+  a spent limit has the type ``rate_limit_error``, and only the ``error_code`` tells it from throttling
 
 The free text is never looked at: providers say "quota" in messages about plain throttling.
 """
@@ -11,19 +13,37 @@ The free text is never looked at: providers say "quota" in messages about plain 
 from __future__ import annotations
 
 import json
+from typing import Any
 
-__all__ = ["error_codes"]
+__all__ = ["codes_of", "error_codes"]
+
+_LONGEST = 256
 
 
 def error_codes(body: bytes | None) -> frozenset[str]:
-    """The ``code`` and ``type`` of an error body; empty when it has none, or is not such a body."""
+    """The codes of an error body; empty when it has none, or is not such a body."""
     if not body:
         return frozenset()
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
         return frozenset()
-    error = document.get("error") if isinstance(document, dict) else None
+    return codes_of(document.get("error")) if isinstance(document, dict) else frozenset()
+
+
+def codes_of(error: Any) -> frozenset[str]:
+    """The codes of an error object, whatever it really is; a status in the place of a name is one, too."""
     if not isinstance(error, dict):
         return frozenset()
-    return frozenset(v for v in (error.get("code"), error.get("type")) if isinstance(v, str))
+    details = error.get("details")
+    specific = details.get("error_code") if isinstance(details, dict) else None
+    words = map(_word, (error.get("code"), error.get("type"), specific))
+    return frozenset(word for word in words if word is not None)
+
+
+def _word(value: Any) -> str | None:
+    """A short printable word, fit for events and logs."""
+    text = str(value) if type(value) is int and 0 < value < 1000 else value
+    if not isinstance(text, str) or not 0 < len(text) <= _LONGEST or not text.isprintable():
+        return None
+    return None if text == "error" else text  # what Anthropic calls the event itself

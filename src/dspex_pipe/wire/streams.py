@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from attrs import frozen
 
+from .errors import codes_of
 from .inflate import Inflate, Spoilt, inflater
 from .media import is_event_stream
 from .sse import Event, Parser
@@ -37,8 +38,10 @@ class Kind(Enum):
 
     PING = "ping"
     """A sign of life, which says nothing about the answer."""
+    OPENING = "opening"
+    """The frame that content will come in: it tells a reader nothing yet, and the provider keeps nothing."""
     LIFECYCLE = "lifecycle"
-    """The answer begins, changes state or is accounted for."""
+    """The answer changes state, or is accounted for."""
     PROGRESS = "progress"
     """A tool of the provider's is at work."""
     CONTENT = "content"
@@ -161,6 +164,11 @@ class StreamReader:
         return seen
 
     @property
+    def gave_up(self) -> str | None:
+        """Why the meaning of the stream is not read (any more), as in `known`; cheap."""
+        return self._gave_up
+
+    @property
     def known(self) -> Known:
         """What is known so far."""
         dialect = self._dialect
@@ -221,10 +229,7 @@ class _Dialect:
     def fail(self, *sources: Any) -> Kind:
         """Note an error, with the codes that these objects carry; the first error of a stream stays."""
         if self.error is None:
-            told = [_dict(source).get(key) for source in sources for key in ("code", "type")]
-            # some gateways put a status where others have a name
-            names = {str(code) if type(code) is int and 0 < code < 1000 else _name(code) for code in told}
-            self.error = frozenset(name for name in names if name is not None and name != "error")
+            self.error = frozenset[str]().union(*map(codes_of, sources))
         return Kind.ERROR
 
 
@@ -266,7 +271,7 @@ class _Chat(_Dialect):
     def _chunk(self, chunk: dict[str, Any]) -> tuple[Kind, bool]:
         """What a chunk is, and whether it tells more than content, which a later one might revise."""
         self.model = self.model or _name(chunk.get("model"))
-        kind, news = Kind.LIFECYCLE, False
+        kind, news = Kind.OPENING, False
         if usage := _dict(chunk.get("usage")):
             self.usage = _usage(usage, "prompt_tokens", "completion_tokens", "prompt_tokens_details")
             news = True
@@ -279,6 +284,8 @@ class _Chat(_Dialect):
             if reason := _name(choice.get("finish_reason")):
                 self.reasons[index] = reason
                 news = True
+        if self.reasons and kind is Kind.OPENING:
+            kind = Kind.LIFECYCLE
         if len(self._begun) > _CHOICES_BOUND:
             self.gave_up = f"more than {_CHOICES_BOUND} choices"
         return kind, news
@@ -380,8 +387,12 @@ class _Messages(_Dialect):
         if name == "content_block_start":
             # results of the provider's own tools, and redacted thinking, come in one piece, without deltas
             block = _dict(document.get("content_block"))
-            full = any(block.get(key) for key in ("text", "thinking", "data", "content"))
-            return Kind.CONTENT if full else Kind.LIFECYCLE
+            if any(block.get(key) for key in ("text", "thinking", "data", "content")):
+                return Kind.CONTENT
+            kind = _name(block.get("type")) or ""
+            if kind in {"text", "thinking"}:
+                return Kind.OPENING
+            return Kind.PROGRESS if kind.endswith("_tool_use") else Kind.LIFECYCLE
         message = _dict(document.get("message"))
         self.model = self.model or _name(message.get("model"))
         if reason := _name(_dict(document.get("delta")).get("stop_reason")):
@@ -393,7 +404,7 @@ class _Messages(_Dialect):
             }
             fresh, written, read, output = (self._usage.get(key, 0) for key in _ANTHROPIC_TOKENS)
             self.usage = Usage(fresh + written + read, output, read)
-        return Kind.LIFECYCLE
+        return Kind.OPENING if name == "message_start" else Kind.LIFECYCLE
 
 
 _ANTHROPIC_TOKENS = (
