@@ -82,6 +82,7 @@ class Provider:
         self._second, self._in_second = 0, 0
         self._lock = threading.Lock()
         self._sockets: set[socket.socket] = set()
+        self._gone = threading.Condition(self._lock)
         provider = self
 
         class Bound(_Handler):
@@ -126,8 +127,14 @@ class Provider:
 
     def closed(self, connection: socket.socket) -> None:
         """Forget a connection."""
-        with self._lock:
+        with self._gone:
             self._sockets.discard(connection)
+            self._gone.notify_all()
+
+    def wait_until_left(self, seconds: float) -> bool:
+        """Wait until no connection is open, for so many seconds at most; whether that is so."""
+        with self._gone:
+            return self._gone.wait_for(lambda: not self._sockets, seconds)
 
     def fault_for(self, model: str, prompt: str) -> str:
         """The fault for this attempt at a prompt."""
@@ -234,6 +241,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile.readline()
         else:
             body = self.rfile.read(length)
+            if len(body) < length:
+                raise ConnectionError("the client left in the middle of its request")
         headers = {name.lower(): value for name, value in self.headers.items()}
         seen = Seen(self.command, self.path, headers, body)
         self.provider.seen.append(seen)

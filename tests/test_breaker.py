@@ -153,7 +153,7 @@ def test_by_hand():
     breaker.reset("http://nobody.test:80")
     pipeline.close()  # holds nothing: the circuit stays as it is
     assert json.dumps(pipeline.snapshot()["layers"][0]) == (
-        '{"layer": "Breaker", "circuits": 1, "not_closed": {"http://x.test:80": "open"}}'
+        '{"layer": "Breaker", "circuits": 1, "not_closed": {"http://x.test:80": "open"}, "probing": 0}'
     )
 
 

@@ -437,6 +437,57 @@ def test_an_event_loop_that_ends_takes_the_read_under_way_with_it(loops):
     assert upstream.open == 0
 
 
+# Dropped, in blocking mode
+
+
+class Plain:
+    """An upstream whose bodies tell when they are closed; each iterates in its own way."""
+
+    def __init__(self, http, *bodies):
+        self.http = http
+        self.bodies = list(bodies)
+        self.closed = []
+
+    def handle_request(self, request):
+        upstream, pieces = self, self.bodies.pop(0)
+
+        class Body(self.http.SyncByteStream):
+            def __iter__(self):
+                return iter(pieces) if isinstance(pieces, list) else self.generate()
+
+            def generate(self):
+                try:
+                    yield from pieces
+                finally:
+                    upstream.closed.append("generator")
+
+            def close(self):
+                upstream.closed.append("body")
+
+        return self.http.Response(200, headers={"content-type": "text/event-stream"}, stream=Body())
+
+
+@pytest.mark.parametrize("pieces", [(TEXT, TEXT), [TEXT, TEXT]], ids=["generator", "iterator"])
+def test_the_next_call_closes_what_was_dropped_half_way_and_not_the_collector(http, pieces):
+    """The collector may run while the pool's lock is held, which closing a real body takes, too."""
+    upstream = Plain(http, pieces, (TEXT,))
+    client = Pipeline([Retry()]).client(http=http, transport=upstream)
+    response = client.send(client.build_request("POST", URL, json=CHAT), stream=True)
+    del response
+    gc.collect()
+    assert upstream.closed == []
+    client.post(URL, json=CHAT)
+    assert upstream.closed[0] == "body"
+
+
+@pytest.mark.parametrize("pieces", [(TEXT, TEXT), [TEXT, TEXT]], ids=["generator", "iterator"])
+def test_what_is_closed_half_way_is_closed_at_once(http, pieces):
+    upstream = Plain(http, pieces)
+    client = Pipeline([Retry()]).client(http=http, transport=upstream)
+    client.send(client.build_request("POST", URL, json=CHAT), stream=True).close()
+    assert upstream.closed[0] == "body"
+
+
 # The breaker
 
 

@@ -256,6 +256,10 @@ class Prefixed(Passing):
             self._reading = None
         return self._beginning.popleft() if self._beginning else await super().__anext__()
 
+    def close(self) -> None:
+        """Close the body below."""
+        self._chunks.close()
+
     async def aclose(self) -> None:
         """Close the body below, and end a read that is under way."""
         try:

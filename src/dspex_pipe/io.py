@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -30,7 +30,18 @@ from .family import Response, family_of
 if TYPE_CHECKING:
     from stamina import Attempt
 
-__all__ = ["ASYNC", "BLOCKING", "IO", "AsyncIO", "Background", "BlockingIO", "Event", "OutOfTime", "drive"]
+__all__ = [
+    "ASYNC",
+    "BLOCKING",
+    "IO",
+    "AsyncIO",
+    "Background",
+    "BlockingIO",
+    "Event",
+    "OutOfTime",
+    "close_dropped",
+    "drive",
+]
 
 T = TypeVar("T")
 
@@ -227,11 +238,12 @@ class BlockingIO(IO):
 
     async def close(self, response: Response, chunks: Any = None) -> None:
         """Close the body."""
-        response.stream.close()  # type: ignore[union-attr] # a blocking body, in this mode
+        body: Any = response.stream if chunks is None else chunks
+        body.close()
 
     def chunks(self, response: Response) -> AsyncIterator[bytes]:
         """The raw body, each piece read where it is asked for."""
-        return _Inline(iter(response.stream))  # type: ignore[arg-type] # a blocking body, in this mode
+        return _Pieces(response.stream)
 
     async def bounded(self, coroutine: Coroutine[Any, Any, T], seconds: float) -> T:
         """Await it; what comes in time is returned, what comes late all the same."""
@@ -397,6 +409,50 @@ class _Inline(AsyncIterator[T]):
         except StopIteration:
             raise StopAsyncIteration from None
 
+
+class _Pieces(_Inline[bytes]):
+    """A blocking body, piece by piece.
+
+    httpx's generators, when the garbage collector finds them half-way, give their connection back there and
+    then, under the lock of the pool. The collector may run while this very thread holds that lock, and then
+    nobody ever gets it. So what was begun here is kept out of its reach, and closed by the next call.
+    """
+
+    _begun: ClassVar[dict[object, tuple[Iterator[bytes], Any]]] = {}
+    _dropped: ClassVar[deque[object]] = deque()
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(iter(stream))
+        self._stream = stream
+        self._key = object()
+        self._begun[self._key] = self._items, stream
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await super().__anext__()
+        except BaseException:
+            self._begun.pop(self._key, None)
+            raise
+
+    def close(self) -> None:
+        """Close the body."""
+        self._begun.pop(self._key, None)
+        self._stream.close()
+
+    def __del__(self) -> None:
+        if self._key in self._begun:
+            self._dropped.append(self._key)
+
+    @classmethod
+    def close_dropped(cls) -> None:
+        """Close what was dropped since the last time."""
+        while cls._dropped:
+            _, stream = cls._begun.pop(cls._dropped.popleft())
+            stream.close()
+
+
+close_dropped = _Pieces.close_dropped
+"""Give the connections of blocking responses back whose bodies were begun and then dropped."""
 
 BLOCKING = BlockingIO()
 ASYNC = AsyncIO()

@@ -10,7 +10,7 @@ from .chain import Handler, blame, check_client, link
 from .errors import DeadlineExceeded, LayerError
 from .events import EXTENSION, Record, record_of
 from .family import Request, Response, family_of
-from .io import IO, OutOfTime, drive
+from .io import IO, OutOfTime, close_dropped, drive
 from .opening import Stack, expect_next_hop, open_call
 from .outcome import surely_unsent
 from .rendering import Refusals, render
@@ -134,6 +134,7 @@ class Transport(_Edge):
 
     def handle_request(self, request: Request) -> Response:
         """Send one request; httpx calls this."""
+        close_dropped()  # their connections may be all there are
         response = drive(self._handle(request), blame)
         _check_stream(response, "SyncByteStream", request)
         return response

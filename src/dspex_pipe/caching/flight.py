@@ -78,6 +78,7 @@ class Flights(Generic[T]):
         self.dropped: deque[Flight[T]] = deque()
 
     def __len__(self) -> int:
+        self._leave_dropped()
         return len(self._under_way)
 
     async def join(self, key: str, io: IO, max_wait: float | None) -> Flight[T] | Landed[T] | None:
@@ -92,8 +93,7 @@ class Flights(Generic[T]):
             The lead; or what the leader shared; or ``None``, when that took too long, or when there is no
             hope that it can be shared: then ask.
         """
-        while self.dropped:
-            self.dropped.popleft().leave()
+        self._leave_dropped()
         with self._lock:
             if key in self._hopeless:
                 return None
@@ -112,6 +112,10 @@ class Flights(Generic[T]):
             if not served and isinstance(told, Flight):  # cancelled just as the lead was handed over
                 told.leave()
         return told
+
+    def _leave_dropped(self) -> None:
+        while self.dropped:
+            self.dropped.popleft().leave()
 
     def learn(self, key: str, *, shareable: bool) -> None:
         """Remember keys whose answers cannot be shared: waiting for those only costs time.

@@ -172,6 +172,11 @@ class Circuit:
         self.until = 0.0
         self.last_failure = ""
 
+    @property
+    def probing(self) -> int:
+        """How many probes are under way."""
+        return len(self._probes)
+
     def admit(self, now: float) -> Ticket | Shut:
         """Let a call through, or not."""
         if self.state is State.OPEN and now >= self.until:
@@ -379,14 +384,16 @@ class Breaking:
             circuit.change(state)
 
     def snapshot(self) -> dict[str, Any]:
-        """How many circuits there are, and the state of those that are not closed."""
+        """How many circuits there are, the state of those that are not closed, and probes under way."""
         with self._lock:
+            self._settle_dropped()
             states: Mapping[str, str] = {
                 key: circuit.state.value
                 for key, circuit in self._circuits
                 if circuit.state is not State.CLOSED
             }
-            return {"circuits": len(self._circuits), "not_closed": states}
+            probing = sum(circuit.probing for _, circuit in self._circuits)
+            return {"circuits": len(self._circuits), "not_closed": states, "probing": probing}
 
 
 class _Call:

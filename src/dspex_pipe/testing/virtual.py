@@ -71,7 +71,7 @@ class VirtualIO(IO):
 
     def chunks(self, response: Response) -> AsyncIterator[bytes]:
         """The raw body, whichever way it reads."""
-        return (ASYNC if hasattr(response.stream, "__aiter__") else BLOCKING).chunks(response)
+        return (ASYNC if self._scheduled or _in_a_loop() else BLOCKING).chunks(response)
 
     async def bounded(self, coroutine: Coroutine[Any, Any, T], seconds: float) -> T:
         """Await it; under `run_all` it is cancelled when the time on the virtual clock is over."""
