@@ -15,14 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dspex_pipe import Breaker, DeadlineExceeded, Pipeline, Retry, build_client, explain, options
-from dspex_pipe.layers.chaos import (
+from dspex_pipe.chaos import (
     Chaos,
     DoneWithoutFinish,
     Drip,
     Fault,
     Latency,
-    Lots,
-    Mark,
     Overload,
     Raise,
     SseError,
@@ -30,12 +28,14 @@ from dspex_pipe.layers.chaos import (
     Status,
     Throttle,
     Truncate,
-    _after_bytes,
-    _after_events,
-    _drip,
-    _insert,
-    _unfinish,
 )
+from dspex_pipe.faults.edits import Mark
+from dspex_pipe.faults.edits import after_bytes as _after_bytes
+from dspex_pipe.faults.edits import after_events as _after_events
+from dspex_pipe.faults.edits import drip as _drip
+from dspex_pipe.faults.edits import insert as _insert
+from dspex_pipe.faults.edits import unfinish as _unfinish
+from dspex_pipe.layers.chaos import Lots
 from dspex_pipe.testing import Reply, Script, VirtualIO, check_layer
 from test_sdks import Rig, kinds
 

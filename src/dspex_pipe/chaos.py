@@ -1,7 +1,6 @@
 """The faults that `Chaos` injects: ``from dspex_pipe.chaos import Chaos, Latency, Status``."""
 
-from .layers.chaos import (
-    Chaos,
+from .faults import (
     DoneWithoutFinish,
     Drip,
     Fault,
@@ -14,6 +13,7 @@ from .layers.chaos import (
     Throttle,
     Truncate,
 )
+from .layers.chaos import Chaos
 
 __all__ = [
     "Chaos",
