@@ -187,6 +187,16 @@ def test_a_probe_that_has_proved_enough_and_then_fails_opens_a_circuit_that_is_s
     assert circuit.state is State.OPEN
 
 
+def test_every_probe_that_has_proved_enough_can_still_fail_after_the_last_one_closed_the_circuit():
+    circuit = opened(Breaker(probes=2, consecutive=1, jitter=0.0))
+    first, second = circuit.admit(5.0), circuit.admit(5.0)
+    circuit.prove(first, 6.0)
+    circuit.prove(second, 7.0)
+    assert circuit.state is State.CLOSED
+    circuit.settle(first, FAILURE, "", 8.0, 0.5)
+    assert circuit.state is State.OPEN
+
+
 def test_a_probe_that_comes_too_late_proves_nothing():
     circuit = opened(Breaker(lease=30, jitter=0.0))
     hung = circuit.admit(5.0)

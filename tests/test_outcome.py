@@ -25,10 +25,9 @@ from dspex_pipe.outcome import (
     read_codes,
     status_error,
     surely_unsent,
-    told_to_retry,
-    told_wait,
     verdict,
 )
+from dspex_pipe.waits import refilled_in, told_to_retry, told_wait
 
 NOW = 1_750_000_000.0
 
@@ -318,6 +317,7 @@ def test_what_providers_document_is_understood(status, error, means):
         ({"502", "BadGateway"}, Meaning.FAILED),
         ({"7"}, Meaning.FAILED),
         ({"³"}, Meaning.FAILED),
+        ({"invalid_image_url"}, Meaning.BAD_REQUEST),
         ({"never heard of"}, Meaning.FAILED),
         (set(), Meaning.FAILED),
     ],
@@ -356,7 +356,7 @@ def test_words_of_ones_own_are_known_to_all_and_come_first():
         is Meaning.THROTTLED
     )
     record = Record(1, lambda: 0.0, meanings={404: Meaning.OVERLOADED})
-    assert read_answer(httpx.Response(404), record).meaning is Meaning.OVERLOADED
+    assert read_answer(httpx.Response(404), record) == Answer(Meaning.OVERLOADED, named=True)
 
 
 def test_the_table_holds_words_and_statuses_only():
@@ -392,9 +392,6 @@ ANTHROPIC = {
             2.5,
         ),
         ({**OPENAI, "x-ratelimit-remaining-tokens": "5", "x-ratelimit-reset-tokens": "9s"}, 0.12),
-        ({**OPENAI, "retry-after": "3"}, 3.0),
-        ({**OPENAI, "retry-after-ms": "40"}, 0.04),
-        ({**OPENAI, "retry-after": "nonsense"}, 0.12),
         (ANTHROPIC, 30.0),
         ({**ANTHROPIC, "date": date(10)}, 20.0),
         ({**ANTHROPIC, "anthropic-ratelimit-input-tokens-reset": "2025-06-15T15:07:10"}, None),
@@ -405,8 +402,9 @@ ANTHROPIC = {
     ],
     ids=repr,
 )
-def test_a_spent_limit_says_when_it_is_filled_again(http, headers, wait):
-    assert told_wait(http.Headers(headers), 1_750_000_000.0) == (
+def test_a_spent_limit_says_when_it_is_full_again(http, headers, wait):
+    assert told_wait(headers, NOW) is None  # which is no time to wait for
+    assert refilled_in(http.Headers(headers), 1_750_000_000.0) == (
         None if wait is None else pytest.approx(wait)
     )
 
@@ -419,5 +417,5 @@ def test_whatever_these_headers_say_a_wait_is_none_or_positive(duration, moment)
         "x-ratelimit-reset-requests": duration,
         "anthropic-ratelimit-input-tokens-reset": moment,
     }
-    wait = told_wait(headers, NOW)
+    wait = refilled_in(headers, NOW)
     assert wait is None or 0 < wait < math.inf

@@ -17,6 +17,7 @@ import pytest
 from dspex_pipe import (
     Breaker,
     DeadlineExceeded,
+    LayerError,
     Meaning,
     Pipeline,
     Retry,
@@ -26,6 +27,7 @@ from dspex_pipe import (
     explain,
     options,
 )
+from dspex_pipe.body import Passing, put_stream
 from dspex_pipe.io import ASYNC
 from dspex_pipe.testing import Reply, Script, VirtualIO
 from modes import World
@@ -325,6 +327,8 @@ class Silent:
     def __init__(self, *first):
         self.first = first
         self.told = anyio.Event()
+        self.closed = anyio.Event()
+        self.odd = None
         self.open = 0
 
     async def handle_async_request(self, request):
@@ -337,13 +341,27 @@ class Silent:
                 try:
                     for piece in upstream.first:
                         yield piece
-                    await upstream.told.wait()
+                    await self.silence()
                     yield TEXT
                 finally:
                     upstream.open -= 1
 
+            async def silence(self):
+                """It ends when it is told to, with an error when the body is closed, as on a socket."""
+                async with anyio.create_task_group() as group:
+                    group.start_soon(self.first_of, upstream.told, group.cancel_scope)
+                    group.start_soon(self.first_of, upstream.closed, group.cancel_scope)
+                if upstream.odd is not None:
+                    raise upstream.odd
+                if upstream.closed.is_set():
+                    raise http.ReadError("closed")
+
+            async def first_of(self, event, scope):
+                await event.wait()
+                scope.cancel()
+
             async def aclose(self):
-                pass
+                upstream.closed.set()
 
         return http.Response(200, headers={"content-type": "text/event-stream"}, stream=Body())
 
@@ -410,6 +428,84 @@ def test_cancelling_a_call_that_is_held_back_leaves_nothing_open(loops):
             assert upstream.open == 0
 
     loops.run(main)
+
+
+def test_closing_from_another_task_ends_a_reader_with_an_error(loops):
+    """As it does without any layer: what comes is not whole."""
+
+    async def main():
+        for first in ([PING], [TEXT]):  # the read of the peek is under way; or one of the reader's own
+            upstream, client = silent(loops, *first)
+            response = await opened(client)
+            errors = []
+
+            async def read(response=response, errors=errors):
+                try:
+                    await response.aread()
+                except loops.http.ReadError as exc:
+                    errors.append(exc)
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(read)
+                await anyio.wait_all_tasks_blocked()
+                await response.aclose()
+            assert len(errors) == 1
+            assert upstream.open == 0
+            await client.aclose()
+
+    loops.run(main)
+
+
+@pytest.mark.parametrize("peek", [0.01, 60])
+def test_a_read_that_somebody_cancels_for_its_own_sake_is_no_end(http, peek):
+    """All tasks of a loop are cancelled at its end, or by whoever wants to be the last."""
+
+    async def main():
+        upstream, client = silent(World("asyncio", http), PING, peek=peek)
+        reader = asyncio.current_task()
+        asyncio.get_running_loop().call_later(
+            0.05, lambda: [task.cancel() for task in asyncio.all_tasks() if task is not reader]
+        )
+        with pytest.raises(http.ReadError, match="closed while it was read"):
+            await (await opened(client)).aread()
+
+    asyncio.run(main())
+
+
+def test_an_exception_of_another_kind_reaches_the_reader(loops):
+    class Odd(BaseException):
+        pass
+
+    async def main():
+        upstream, client = silent(loops, PING)
+        response = await opened(client)
+        upstream.odd = Odd("x")
+        upstream.told.set()
+        with pytest.raises(Odd):
+            await response.aread()
+
+    loops.run(main)
+
+
+@pytest.mark.parametrize("held_back", [True, False])
+def test_cancelled_twice_is_cancelled(http, held_back):
+    async def main():
+        upstream, client = silent(World("asyncio", http), PING, peek=60 if held_back else 0.01)
+
+        async def call():
+            await (await opened(client)).aread()
+
+        task = asyncio.create_task(call())
+        await anyio.sleep(0.05)
+        assert upstream.open == 1
+        task.cancel()
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert upstream.open == 0
+
+    asyncio.run(main())
 
 
 def test_a_task_that_is_cancelled_before_its_first_step_leaves_nobody_waiting():
@@ -489,6 +585,38 @@ def test_what_is_closed_half_way_is_closed_at_once(http, pieces):
 
 
 # The breaker
+
+
+def test_who_does_not_retry_is_not_held_back():
+    io, script, client = virtual([Retry()], stream(PING, BUSY, pause=1))
+
+    async def main():
+        response = await opened(client, extensions=options(retry=False))
+        assert io.now() == 0
+        assert await response.aread() == PING + BUSY
+
+    io.run(main())
+
+
+def test_what_goes_wrong_in_the_background_is_told():
+    async def sleeps(request, call_next):
+        response = await call_next(request)
+
+        class Body(Passing):
+            async def __anext__(self):
+                await Odd()
+
+        class Odd:
+            def __await__(self):
+                yield "not io's"
+
+        put_stream(response, Body(response.stream))
+        return response
+
+    io, script, client = virtual([Retry(), sleeps], stream(*WHOLE))
+    (error,) = io.run_all(client.post(URL, json=CHAT))
+    assert isinstance(error, LayerError)
+    assert str(error) == "awaited something that is not io's"
 
 
 def test_an_error_event_counts_for_the_breaker_wherever_it_comes(world: World):

@@ -287,9 +287,10 @@ def test_meanings_of_nested_pipelines_hold_for_the_whole_stack():
     build_client(Pipeline([look, outer]), transport=Script(418)).get("http://x.test/")
     assert seen == [Meaning.OVERLOADED]
     # a pipeline that another one's transport leads to
-    upper = Pipeline([look]).transport(outer.transport(Script(418)))
-    httpx.Client(transport=upper).get("http://x.test/")
-    assert seen == [Meaning.OVERLOADED] * 2
+    upper = Pipeline([look], meanings={418: Meaning.QUOTA_SPENT})
+    httpx.Client(transport=Pipeline([look]).transport(outer.transport(Script(418)))).get("http://x.test/")
+    httpx.Client(transport=upper.transport(outer.transport(Script(418)))).get("http://x.test/")
+    assert seen == [Meaning.OVERLOADED, Meaning.OVERLOADED, Meaning.QUOTA_SPENT]
 
 
 def test_callable_objects_and_partials_are_layers():

@@ -298,7 +298,7 @@ def test_without_a_429_that_names_a_wait_the_gate_stays_open(reply):
 @pytest.mark.parametrize(
     ("status", "headers", "code", "wait"),
     [
-        (429, {"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "9s"}, "tokens", 9),
+        (429, {"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "9s"}, "tokens", 0),
         (503, {"retry-after": "9"}, "slow_down", 9),
         (429, {"retry-after": "9"}, "insufficient_quota", 0),
         (503, {"retry-after": "9"}, "server_is_overloaded", 0),

@@ -340,6 +340,15 @@ def test_test_mode_decides_the_number_of_attempts_and_waits_for_nothing(world, a
     assert reason(call.got) == "stamina's test mode allows no more attempts"
 
 
+def test_test_mode_waits_for_no_end_of_a_stream_that_began_with_an_error(world):
+    stamina.set_testing(True, attempts=2)
+    busy = b'data: {"error": {"type": "overloaded_error"}}\n\n'
+    # whoever reads on would get the error
+    stream = Reply(chunks=[busy], headers={"content-type": "text/event-stream"}, error="ReadError")
+    call = play(world, Retry(), stream, forever=True, method="POST", url=LLM, json={**CHAT, "stream": True})
+    assert (call.got.content, call.calls, call.script.open) == (busy, 2, 0)
+
+
 def test_test_mode_raises_the_last_exception(world):
     with stamina.set_testing(True, attempts=2):
         call = play(world, Retry(), "ReadError", "ConnectError", virtual=False)

@@ -283,14 +283,55 @@ def test_attempts_count_the_first_call(attempt, again):
         assert_gives_up(verdict, f"{attempt} of 3 attempts made", spent=True)
 
 
+def spent(reset, **more):
+    headers = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": reset}
+    return httpx.Response(429, headers=headers | more)
+
+
+def test_a_throttled_call_waits_no_longer_than_until_its_limits_are_full_again():
+    assert after(spent("120ms"), random=0.9).wait == pytest.approx(0.12)
+    assert after(spent("1m30s"), random=0.9).wait == 5.0  # no reason to give up: wait_max
+    assert after(spent("1m30s", **{"retry-after": "2"})).wait == 2.0
+    busy = httpx.Response(503, headers=spent("1s").headers)
+    assert after(busy, random=0.5).wait == 0.6  # it is no throttle
+
+
+@pytest.mark.parametrize(
+    ("code", "meaning", "again"),
+    [
+        (503, Meaning.QUOTA_SPENT, False),
+        (500, Meaning.AUTH, False),
+        (403, Meaning.THROTTLED, True),
+        (404, Meaning.OVERLOADED, True),
+        (404, Meaning.CONTEXT_TOO_LONG, None),
+    ],
+)
+def test_a_status_means_what_the_pipeline_says(code, meaning, again):
+    of = call()
+    of.record.meanings = {code: meaning}
+    verdict = after(status(code), of)
+    if again is None:
+        assert verdict is None
+    elif again:
+        assert isinstance(verdict, Again)
+    else:
+        assert_gives_up(verdict, "does not pass by waiting", spent=True)
+
+
+def test_a_code_that_passes_is_retried_whatever_its_status_unless_that_was_left_out():
+    slow_down = {"error": {"code": "slow_down"}}
+    assert isinstance(after(status(400, json=slow_down)), Again)
+    assert after(status(429, json=slow_down), statuses={503}) is None
+
+
 def test_throttles_that_are_waited_for_cost_no_attempt():
     patient, of = {"throttle": "wait"}, call(attempt=9, deadline=100.0)
     of.throttles = 8
-    assert after(status(429), of, **patient).throttled
+    assert after(status(429), of, **patient).free
     assert isinstance(after(status(503), of, **patient), Again)  # the first of its kind
     of.attempt = 11
     assert_gives_up(after(status(503), of, **patient), "3 of 3 attempts made", spent=True)
-    assert after(status(429), of, **patient).throttled
+    assert after(status(429), of, **patient).free
 
 
 def test_waits_for_a_throttle_grow_on_their_own():
@@ -304,7 +345,7 @@ def test_waits_for_a_throttle_grow_on_their_own():
 def test_a_throttle_is_waited_for_as_long_as_it_takes_until_the_deadline(bound, word):
     policy = {"throttle": "wait", "timeout": None if bound else 200.0}
     assert after(status(429, retry_after="150"), call(**bound), **policy) == Again(
-        150, "status 429", throttled=True
+        150, "status 429", free=True
     )
     assert_gives_up(
         after(status(429, retry_after="200"), call(**bound), **policy), f"fit the {word}", spent=True
@@ -312,7 +353,7 @@ def test_a_throttle_is_waited_for_as_long_as_it_takes_until_the_deadline(bound, 
 
 
 def test_without_a_deadline_the_cap_holds_for_throttles_too():
-    assert after(status(429, retry_after="60"), throttle="wait").throttled
+    assert after(status(429, retry_after="60"), throttle="wait").free
     assert_gives_up(after(status(429, retry_after="61"), throttle="wait"), "over the cap", spent=True)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from .family import BodySource, Request, Response, content_of, family_of, respond
 
 if TYPE_CHECKING:
-    from .io import IO, Background
+    from .io import IO
 
 __all__ = [
     "Ending",
@@ -21,6 +21,7 @@ __all__ = [
     "Prefixed",
     "Replay",
     "Tap",
+    "aclose",
     "content_of",
     "copy_request",
     "decoded",
@@ -150,6 +151,19 @@ class Tap(Protocol):
         ...
 
 
+async def aclose(stream: Any, chunks: Any) -> None:
+    """Close an async body, and the iterator over it.
+
+    httpx's own iterators are async generators: left to the garbage collector, trio complains. One that
+    another task is reading ends by itself, now that its body is closed.
+    """
+    try:
+        if hasattr(chunks, "aclose") and not getattr(chunks, "ag_running", False):
+            await chunks.aclose()
+    finally:
+        await stream.aclose()
+
+
 def put_stream(response: Response, source: BodySource) -> None:
     """Put another body in the place of a response's."""
     response.stream = family_of(response).Body(source)
@@ -202,35 +216,16 @@ class Passing:
 
     async def aclose(self) -> None:
         """Close the body below, in async modes."""
-        try:
-            # httpx's own streams are async generators: left to the garbage collector, trio complains
-            if hasattr(self._chunks, "aclose"):
-                await self._chunks.aclose()
-        finally:
-            await self._stream.aclose()
+        await aclose(self._stream, self._chunks)
 
 
 class Prefixed(Passing):
-    """A body of which the beginning has been read already.
+    """A body of which the beginning has been read already."""
 
-    Args:
-        stream: The body.
-        beginning: What was read, in its pieces.
-        rest: Where reading goes on.
-        reading: A read that is still under way, and will add its piece to the beginning.
-    """
-
-    def __init__(
-        self,
-        stream: Any,
-        beginning: deque[bytes],
-        rest: AsyncIterator[bytes],
-        reading: Background | None = None,
-    ) -> None:
+    def __init__(self, stream: Any, beginning: deque[bytes], rest: AsyncIterator[bytes]) -> None:
         super().__init__(stream)
         self._beginning = beginning
         self._chunks = rest
-        self._reading = reading
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -251,22 +246,11 @@ class Prefixed(Passing):
         return self
 
     async def __anext__(self) -> bytes:
-        if self._reading is not None and not self._beginning:
-            await self._reading.finish()
-            self._reading = None
         return self._beginning.popleft() if self._beginning else await super().__anext__()
 
     def close(self) -> None:
         """Close the body below."""
         self._chunks.close()
-
-    async def aclose(self) -> None:
-        """Close the body below, and end a read that is under way."""
-        try:
-            if self._reading is not None:
-                await self._reading.cancel()
-        finally:
-            await super().aclose()
 
 
 class Replay:

@@ -23,7 +23,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
-from .body import Prefixed, put_stream
+from .body import Prefixed, aclose, put_stream
 from .errors import DeadlineExceeded, Suspended
 from .family import Response, family_of
 
@@ -71,8 +71,11 @@ class Event(Protocol):
 class Background(Protocol):
     """A coroutine that goes on while nobody waits for it; whoever began it ends it in one of these ways."""
 
-    async def finish(self) -> object:
-        """Wait for its end; raise what it raised. Being cancelled meanwhile cancels it, too."""
+    async def finish(self) -> bool:
+        """Wait, and raise what it raised; whether it came to its end, or was cancelled.
+
+        Being cancelled meanwhile cancels it, too.
+        """
         ...
 
     async def cancel(self) -> None:
@@ -277,10 +280,7 @@ class AsyncIO(IO):
     async def close(self, response: Response, chunks: Any = None) -> None:
         """Close the body, shielded: a cancelled task still gives its connection back."""
         with anyio.CancelScope(shield=True):
-            # httpx's own streams are async generators: left to the garbage collector, trio complains
-            if hasattr(chunks, "aclose"):
-                await chunks.aclose()
-            await response.stream.aclose()  # type: ignore[union-attr] # an async body, in this mode
+            await aclose(response.stream, chunks)
 
     async def drain(self, response: Response, seconds: float) -> None:
         """Read the body away; a stall ends with the time, too."""
@@ -356,7 +356,8 @@ class _Task:
     def __init__(self, coroutine: Coroutine[Any, Any, None]) -> None:
         self._scope = anyio.CancelScope()
         self._ended = anyio.Event()
-        self._error: Exception | None = None
+        self._complete = False
+        self._error: BaseException | None = None
         native: Any = anyio.lowlevel.current_token().native_token
         if hasattr(native, "create_task"):
             self._task = native.create_task(self._run(coroutine))  # kept: asyncio's own reference is weak
@@ -370,7 +371,10 @@ class _Task:
         try:
             with self._scope:
                 await coroutine
-        except Exception as exc:  # noqa: BLE001 - raised where it is waited for
+                self._complete = True
+        except anyio.get_cancelled_exc_class():
+            raise
+        except BaseException as exc:  # noqa: BLE001 - raised where it is waited for; here nobody would hear it
             self._error = exc
         finally:
             self._end(coroutine)
@@ -380,7 +384,7 @@ class _Task:
         self._ended.set()
 
     async def finish(self, seconds: float | None = None) -> bool:
-        """Wait for its end, or for so many seconds at most; whether it has ended."""
+        """Wait for its end, or for so many seconds at most; whether it has come to its end."""
         try:
             with anyio.move_on_after(seconds):
                 await self._ended.wait()
@@ -389,12 +393,19 @@ class _Task:
             raise
         if self._error is not None:
             raise self._error
-        return self._ended.is_set()
+        return self._complete
 
     async def cancel(self) -> None:
         self._scope.cancel()
-        with anyio.CancelScope(shield=True):
-            await self._ended.wait()
+        cancelled: BaseException | None = None
+        while not self._ended.is_set():
+            try:
+                with anyio.CancelScope(shield=True):
+                    await self._ended.wait()
+            except anyio.get_cancelled_exc_class() as exc:
+                cancelled = exc  # asyncio's own cancellation goes through a shield
+        if cancelled is not None:
+            raise cancelled
 
 
 class _Inline(AsyncIterator[T]):

@@ -84,7 +84,7 @@ def open_call(request: Request, stack: Stack, io: IO) -> tuple[Request, Record]:
     if (deadline := _deadline(request, record, io.now())) is not None:
         record.deadline = deadline if record.deadline is None else min(deadline, record.deadline)
     if stack.meanings:
-        record.meanings = {**record.meanings, **stack.meanings}
+        record.meanings = {**stack.meanings, **record.meanings}  # the outer ones first, as everywhere
     if stack.on_event is not None:
         record.watchers.append(stack.on_event)
     twin.extensions[EXTENSION] = record

@@ -1,11 +1,8 @@
-"""What a response or an exception means. Pure: headers, bytes and times in, an answer out."""
+"""What a response or an exception means: one table for all layers, and the errors made of it."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from enum import Enum
 
 from attrs import evolve, frozen
@@ -14,7 +11,7 @@ from .body import decoded
 from .errors import DeadlineExceeded, Refused
 from .events import Record, record_of
 from .family import Request, Response, family_of
-from .wire import error_codes, told_reset
+from .wire import error_codes
 
 __all__ = [
     "MEANINGS",
@@ -32,11 +29,8 @@ __all__ = [
     "read_timeout",
     "status_error",
     "surely_unsent",
-    "told_to_retry",
-    "told_wait",
     "transport_error",
     "verdict",
-    "wait_headers",
 ]
 
 
@@ -60,6 +54,28 @@ class Meaning(Enum):
     OK = "ok"
 
 
+# What OpenAI's responses fail with, apart from its own failures; no status tells them.
+_FAULTS_OF_REQUESTS = (
+    "invalid_prompt",
+    "data_residency_mismatch",
+    "bio_policy",
+    "misalignment_policy_violation",
+    "invalid_image",
+    "invalid_image_format",
+    "invalid_base64_image",
+    "invalid_image_url",
+    "image_too_large",
+    "image_too_small",
+    "image_parse_error",
+    "image_content_policy_violation",
+    "invalid_image_mode",
+    "image_file_too_large",
+    "unsupported_image_media_type",
+    "empty_image_file",
+    "failed_to_download_image",
+    "image_file_not_found",
+)
+
 MEANINGS: Mapping[str | int, Meaning] = {
     # OpenAI, codes and types; all of the first comes as a 429
     "insufficient_quota": Meaning.QUOTA_SPENT,
@@ -74,6 +90,7 @@ MEANINGS: Mapping[str | int, Meaning] = {
     "rate_limit_exceeded": Meaning.THROTTLED,
     "slow_down": Meaning.THROTTLED,
     "server_is_overloaded": Meaning.OVERLOADED,
+    **dict.fromkeys(_FAULTS_OF_REQUESTS, Meaning.BAD_REQUEST),
     # Anthropic, types and error codes; a spent limit comes as a 429 of the type rate_limit_error
     "enforced_spend_limit_reached": Meaning.QUOTA_SPENT,
     "contract_spend_limit_reached": Meaning.QUOTA_SPENT,
@@ -99,7 +116,6 @@ Sources: the error references of OpenAI and Anthropic, read in November 2026.
 # An error event comes behind a status of 200: its type stands for the status that it would have been.
 _STATUS_OF = {
     "invalid_request_error": 400,
-    "invalid_prompt": 400,
     "not_found_error": 404,
     "request_too_large": 413,
 }
@@ -116,12 +132,14 @@ class Answer:
         meaning: The most telling of what its codes and its status say.
         code: The known code that says so; ``None`` when the status does.
         codes: All of its structured error codes.
+        named: Whether a known code, or a word of this pipeline's own, says so, and not just any status.
         in_stream: Whether the error came as an event of a stream that had begun well.
     """
 
     meaning: Meaning
     code: str | None = None
     codes: frozenset[str] = frozenset()
+    named: bool = False
     in_stream: bool = False
 
     @property
@@ -176,9 +194,9 @@ def _answer(codes: frozenset[str], status: int, record: Record) -> Answer:
     for meaning in Meaning:
         telling = [code for code in codes if _meaning(code, record) is meaning]
         if telling:
-            return Answer(meaning, min(telling), codes)
+            return Answer(meaning, min(telling), codes, named=True)
     plain = Meaning.FAILED if status >= 500 else Meaning.BAD_REQUEST
-    return Answer(_meaning(status, record) or plain, codes=codes)
+    return Answer(_meaning(status, record) or plain, codes=codes, named=status in record.meanings)
 
 
 def _meaning(word: str | int, record: Record) -> Meaning | None:
@@ -213,59 +231,6 @@ def is_read_timeout(exc: Exception, request: Request) -> bool:
 def is_any_timeout(exc: Exception, request: Request) -> bool:
     """Whether we stopped waiting, for whatever it was."""
     return isinstance(exc, family_of(request).TimeoutException)
-
-
-def told_to_retry(headers: Mapping[str, str]) -> bool | None:
-    """What ``x-should-retry`` says (OpenAI and Anthropic send it); ``None`` when it says nothing."""
-    return {"true": True, "false": False}.get(headers.get("x-should-retry", "").strip().lower())
-
-
-def told_wait(headers: Mapping[str, str], wall: float) -> float | None:
-    """Seconds that the server asks us to wait, or ``None`` when it names no usable time.
-
-    ``retry-after-ms`` first (milliseconds; OpenAI, Azure), then ``retry-after`` (RFC 9110 §10.2.3): seconds,
-    here also with a fraction, or an HTTP date; then the providers' own headers, when they say that a rate
-    limit is spent (`told_reset`). Dates are read against the response's own ``Date``, so that a wrong clock
-    on either side does not matter. What cannot be read, and what lies in the past, counts as nothing said.
-    The answer may be huge: the caller bounds it.
-
-    Args:
-        headers: The response's headers.
-        wall: Seconds since the epoch, for a response without a ``Date``.
-    """
-    milliseconds = _number(headers.get("retry-after-ms"))
-    text = headers.get("retry-after")
-    wait = _number(text) if milliseconds is None else milliseconds / 1000
-    if wait is None:
-        sent = _date(headers.get("date", ""))
-        sent = wall if sent is None else sent
-        until = None if text is None else _date(text)
-        wait = told_reset(headers, sent) if until is None else until - sent
-    return wait if wait is not None and wait > 0 else None
-
-
-def wait_headers(seconds: float) -> dict[str, str]:
-    """How a server says what `told_wait` reads: whole seconds, and milliseconds, which SDKs look at first."""
-    return {"retry-after": str(math.ceil(seconds)), "retry-after-ms": str(math.ceil(seconds * 1000))}
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        number = float(text or "")
-    except ValueError:
-        return None
-    # "inf" and "1e999" are a very long time, not garbage: the caller gives up at once
-    return None if math.isnan(number) or number <= 0 else number
-
-
-def _date(text: str) -> float | None:
-    try:
-        moment = parsedate_to_datetime(text)
-        if moment.tzinfo is None:  # "-0000", or no zone at all: HTTP dates are UTC (RFC 9110 §5.6.7)
-            moment = moment.replace(tzinfo=UTC)
-        return (moment - datetime.fromtimestamp(0, UTC)).total_seconds()
-    except (ValueError, OverflowError):
-        return None
 
 
 def status_error(response: Response, request: Request) -> Exception:

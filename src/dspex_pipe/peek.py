@@ -10,20 +10,20 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
 from .body import Prefixed, is_buffered, put_stream
 from .events import record_of
-from .outcome import STREAM_ERROR
+from .outcome import STREAM_ERROR, transport_error
 from .wire import Kind, StreamReader, is_event_stream, reader_for
 
 if TYPE_CHECKING:
     from .family import Request, Response
-    from .io import IO
+    from .io import IO, Background
 
-__all__ = ["Beginning", "peek"]
+__all__ = ["Beginning", "beginning_of", "peek"]
 
 _EXTENSION = "dspex_beginning"
 _BOUND = 1 << 18
@@ -37,10 +37,18 @@ class Beginning:
     Args:
         content: Whether content has come.
         error: The codes of an error event that came before any; ``None`` when none did.
+        pieces: All that has been read.
     """
 
     content: bool
     error: frozenset[str] | None
+    pieces: tuple[bytes, ...]
+
+
+def beginning_of(response: Response) -> Beginning | None:
+    """How a stream began, if somebody has looked."""
+    beginning: Beginning | None = response.extensions.get(_EXTENSION)
+    return beginning
 
 
 async def peek(response: Response, request: Request, io: IO, seconds: float) -> Beginning | None:
@@ -51,7 +59,8 @@ async def peek(response: Response, request: Request, io: IO, seconds: float) -> 
     shows them; so does the end of the body, and 256 KiB. Pings say nothing, nor does the empty frame that
     content comes in. Whoever looks first looks for all: a layer further out is told the same.
 
-    The response stays whole: its reader gets every byte, in the pieces that came.
+    The response stays whole: its reader gets every byte, in the pieces that came. In async modes a task of
+    its own begins to read it, so a body must not hold a cancel scope or a task group open between two pieces.
 
     Args:
         response: What was answered.
@@ -66,8 +75,7 @@ async def peek(response: Response, request: Request, io: IO, seconds: float) -> 
     Raises:
         TransportError: Of the request's library, when the body breaks off in this time; it is closed then.
     """
-    known: Beginning | None = response.extensions.get(_EXTENSION)
-    record = record_of(request)
+    known, record = beginning_of(response), record_of(request)
     completion = record.completion(request)
     if known is not None or completion is None or response.status_code != 200:
         return known
@@ -83,11 +91,46 @@ async def peek(response: Response, request: Request, io: IO, seconds: float) -> 
         await io.close(response, chunks)
         raise
     look.over = True
-    put_stream(response, Prefixed(response.stream, look.pieces, chunks, reading))
-    if look.error is not None:
-        response.extensions[STREAM_ERROR] = look.error
-    beginning = response.extensions[_EXTENSION] = Beginning(look.content, look.error)
+    beginning = Beginning(look.content, look.error, tuple(look.pieces))
+    response.extensions[_EXTENSION] = beginning
+    if beginning.error is not None:
+        response.extensions[STREAM_ERROR] = beginning.error
+    if reading is None:
+        put_stream(response, Prefixed(response.stream, look.pieces, chunks))
+    else:
+        put_stream(response, _Reading(response.stream, look.pieces, chunks, reading, request))
     return beginning
+
+
+class _Reading(Prefixed):
+    """A body with a read under way, which will add its piece to the beginning."""
+
+    def __init__(
+        self,
+        stream: Any,
+        beginning: deque[bytes],
+        rest: AsyncIterator[bytes],
+        reading: Background,
+        request: Request,
+    ) -> None:
+        super().__init__(stream, beginning, rest)
+        self._reading: Background | None = reading
+        self._request = request
+
+    async def __anext__(self) -> bytes:
+        if self._reading is not None and not self._beginning:
+            if not await self._reading.finish():
+                raise transport_error("ReadError", "the body was closed while it was read", self._request)
+            self._reading = None
+        return await super().__anext__()
+
+    async def aclose(self) -> None:
+        """Close the body, and end the read under way."""
+        try:
+            if self._reading is not None:
+                await self._reading.cancel()
+        finally:
+            await super().aclose()
 
 
 class _Look:

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 from .errors import Refused
 from .events import EXTENSION, Record
 from .family import Family, Request, Response, family_of
-from .outcome import wait_headers
+from .waits import wait_headers
 
 __all__ = ["Refusals", "render"]
 

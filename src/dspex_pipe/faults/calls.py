@@ -11,7 +11,8 @@ from attrs import field, frozen
 from ..body import respond
 from ..config import check, one_of, seconds
 from ..events import record_of
-from ..outcome import transport_error, wait_headers
+from ..outcome import transport_error
+from ..waits import wait_headers
 from .errors import error_body
 from .fault import SAYS_SO, Fault, silence
 

@@ -68,7 +68,7 @@ class Breaker:
             ``None`` leaves it to the rule.
         max_keys: Circuits kept at most; open ones are never dropped.
         peek: Seconds that an LLM's stream is held back at most, while it has neither content nor an error, so
-            that the latter counts at once; ``None`` hands it on at once. In blocking mode the time is looked
+            that the latter counts at once; ``None`` does not look. In blocking mode the time is looked
             at between its pieces.
     """
 
@@ -153,6 +153,7 @@ class Circuit:
         "_policy",
         "_probes",
         "_proofs",
+        "_proved",
         "epoch",
         "last_failure",
         "state",
@@ -165,6 +166,7 @@ class Circuit:
         self._counts = Counts(2, policy.window)
         self._in_a_row = 0
         self._probes: dict[Ticket, float] = {}  # when the lease of each ends
+        self._proved: list[Ticket] = []
         self._proofs = 0
         self.state = State.CLOSED
         self.epoch = 0
@@ -230,8 +232,12 @@ class Circuit:
         Its ticket is good for the rest of the call, which can only fail from here on.
         """
         if ticket in self._probes:
+            proved = [*self._proved, ticket]
             self.settle(ticket, Verdict.SUCCESS, "", now, 0.0)
-            ticket.epoch, ticket.probe, ticket.proved = self.epoch, False, True
+            ticket.probe, ticket.proved = False, True
+            for each in proved:  # the circuit may be closed now
+                each.epoch = self.epoch
+            self._proved = proved if self.state is State.HALF_OPEN else []
 
     def change(self, state: State) -> None:
         """Begin a new epoch in this state, with nothing counted."""
@@ -239,7 +245,7 @@ class Circuit:
         self.epoch += 1
         self._counts.clear()
         self._in_a_row = self._proofs = 0
-        self._probes = {}
+        self._probes, self._proved = {}, []
 
     def _must_open(self, now: float) -> bool:
         policy = self._policy

@@ -21,8 +21,9 @@ from ..config import check, one_of, optional, seconds, whole
 from ..errors import RateLimited
 from ..events import Record, record_of
 from ..keys import server_key
-from ..outcome import Meaning, read_answer, told_wait
+from ..outcome import Meaning, read_answer
 from ..table import Table
+from ..waits import told_wait
 
 if TYPE_CHECKING:
     from ..chain import Handler
@@ -140,11 +141,12 @@ class RateLimit:
     is cancelled while it waits gives its slot back. One key never waits for another.
 
     Every `RateLimit` is a gate, too, and without a rate it is nothing else: a 429 (or what else means that we
-    are throttled; a spent quota is no such thing) that names a wait holds all calls of its key for so long;
-    several at once hold it until the latest, they do not add up. Then the calls go one after the other, at
-    most ``gate_pace`` apart at first and each gap 1 % shorter, so that any queue is through within the time
-    that the 429 asked for, and at most 100 times ``gate_pace``. The 429 itself is handed up; a `Retry` above
-    decides about it. The gate belongs to this process, also where the store is shared.
+    are throttled; a spent quota is no such thing) whose ``retry-after`` or ``retry-after-ms`` names a wait
+    holds all calls of its key for so long; several at once hold it until the latest, they do not add up. Then
+    the calls go one after the other, at most ``gate_pace`` apart at first and each gap 1 % shorter, so that
+    any queue is through within the time that the 429 asked for, and at most 100 times ``gate_pace``. The 429
+    itself is handed up; a `Retry` above decides about it. An error event in a stream names no wait, and shuts
+    nothing. The gate belongs to this process, also where the store is shared.
 
     Args:
         rates: ``pyrate_limiter.Rate(limit, interval, burst)``, interval in milliseconds; all must hold. Up to

@@ -14,22 +14,22 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from attrs import Factory, define, evolve, field, frozen
 
-from ..body import copy_request, discard, is_replayable
+from ..body import Replay, copy_request, discard, is_replayable, put_stream
 from ..config import brief, check, fraction, one_of, optional, seconds, whole
 from ..counts import Counts
 from ..events import Record, record_of
 from ..options import Converter, switch
 from ..outcome import (
+    Answer,
     Meaning,
     is_read_timeout,
     is_transient_error,
     read_answer,
     status_error,
     surely_unsent,
-    told_to_retry,
-    told_wait,
 )
-from ..peek import peek
+from ..peek import beginning_of, peek
+from ..waits import refilled_in, told_to_retry, told_wait
 
 if TYPE_CHECKING:
     from ..chain import Handler
@@ -110,7 +110,7 @@ class Retry:
         retry_after_cap: Seconds; when the server asks for more, the response is returned at once.
         budget: A bound on the load that retries add; ``None`` for no bound.
         peek: Seconds that an LLM's stream is held back at most, while it has neither content nor an error;
-            ``None`` hands it on at once. In blocking mode the time is looked at between its pieces.
+            ``None`` does not look. In blocking mode the time is looked at between its pieces.
         throttle: ``"retry"`` treats a throttled call (429) as any failure. ``"wait"`` sends it again until
             the deadline, whatever the attempts and the budget; without a deadline or a ``timeout``, for as
             long as the server throttles.
@@ -168,7 +168,7 @@ class Again:
 
     wait: float
     reason: str
-    throttled: bool = False
+    free: bool = False
     """The server is well, and only wants us to wait: it costs neither an attempt nor the budget."""
 
 
@@ -210,24 +210,26 @@ def decide(  # noqa: C901, PLR0911, PLR0912 - one rule after the other, each wit
     request, options = call.request, call.record.options
     error = outcome if isinstance(outcome, Exception) else None
     told: float | None = None
-    throttled = False
+    refilled: float | None = None
+    free = False
     if isinstance(outcome, Exception):
         if not _is_retryable(policy, outcome, request):
             return None
         reason = type(outcome).__name__
     else:
         answer, word = read_answer(outcome, call.record), told_to_retry(outcome.headers)
-        wanted = outcome.status_code in policy.statuses or (word and outcome.is_error)
-        if not wanted and not answer.in_stream:
+        if not (answer.in_stream or _is_wanted(policy, outcome, answer) or (word and outcome.is_error)):
             return None
         said = answer.code or answer.meaning.value
         reason = f"{said} in the stream" if answer.in_stream else f"status {outcome.status_code}"
         if word is False:
             return Enough("the server says x-should-retry: false", spent=True)
-        if (answer.code or answer.in_stream) and answer.meaning not in _PASSES:
+        if (answer.named or answer.in_stream) and answer.meaning not in _PASSES:
             return Enough(f"{said} does not pass by waiting", spent=True)
         told = told_wait(outcome.headers, wall)
-        throttled = policy.throttle == "wait" and answer.meaning is Meaning.THROTTLED
+        if answer.meaning is Meaning.THROTTLED:
+            free = policy.throttle == "wait"
+            refilled = refilled_in(outcome.headers, wall)
     if options.get("retry") is False:
         return Enough("switched off for this call")
     if not is_replayable(request):
@@ -235,21 +237,37 @@ def decide(  # noqa: C901, PLR0911, PLR0912 - one rule after the other, each wit
     if not _is_safe(policy, call, error):
         return Enough(f"{request.method} is not safe to repeat, and it may have been carried out")
     counted = call.attempt - call.throttles
-    if policy.attempts is not None and counted >= policy.attempts and not throttled:
+    if policy.attempts is not None and counted >= policy.attempts and not free:
         return Enough(f"{counted} of {policy.attempts} attempts made", spent=True)
     if call.timeouts > 1:
         return Enough("a second read timeout of an LLM call, which may be billed", spent=True)
-    ends = min(
-        math.inf if call.record.deadline is None else call.record.deadline,
-        math.inf if policy.timeout is None else call.started + policy.timeout,
-    )
-    if told is not None and told > policy.retry_after_cap and not (throttled and ends < math.inf):
+    ends, bound = _ends(policy, call)
+    if told is not None and told > policy.retry_after_cap and not (free and ends < math.inf):
         return Enough(f"the server asks for {told:.4g} s, over the cap", spent=True)
-    wait = backoff(policy, call.throttles + 1 if throttled else counted, random) if told is None else told
+    if told is not None:
+        wait = told
+    elif refilled is not None:
+        wait = min(refilled, policy.wait_max)
+    else:
+        wait = backoff(policy, call.throttles + 1 if free else counted, random)
     if now + wait >= ends:
-        bound = "timeout" if call.record.deadline is None or ends < call.record.deadline else "deadline"
         return Enough(f"a wait of {wait:.3g} s does not fit the {bound}", spent=True)
-    return Again(wait, reason, throttled)
+    return Again(wait, reason, free)
+
+
+def _is_wanted(policy: Retry, response: Response, answer: Answer) -> bool:
+    """Whether this status is one to retry, or one that nobody lists, with a code that says it passes."""
+    status = response.status_code
+    return status in policy.statuses or (
+        answer.named and answer.meaning in _PASSES and status not in _STATUSES
+    )
+
+
+def _ends(policy: Retry, call: Call) -> tuple[float, str]:
+    """When the next attempt must have begun, and by which bound."""
+    deadline = math.inf if call.record.deadline is None else call.record.deadline
+    timeout = math.inf if policy.timeout is None else call.started + policy.timeout
+    return min((timeout, "timeout"), (deadline, "deadline"))
 
 
 def backoff(policy: Retry, attempt: int, random: float) -> float:
@@ -349,7 +367,7 @@ class Retrying:
         call.attempt += 1
         try:
             response = await call_next(copy_request(call.request))
-            if self.policy.peek is not None:
+            if self.policy.peek is not None and call.record.options.get("retry") is not False:
                 await peek(response, call.request, io, self.policy.peek)
             return response  # noqa: TRY300 - a body that breaks off in the peek is an error of the attempt
         except Exception as exc:  # noqa: BLE001 - judged, then raised again unless it is retried
@@ -367,7 +385,7 @@ class Retrying:
             return verdict
         if not self._stamina.is_active():
             return Enough("stamina is switched off (set_active)")
-        if verdict.throttled:
+        if verdict.free:
             call.throttles += 1
         elif self.ledger is not None and not self.ledger.withdraw(now):
             return Enough("the retry budget is spent", spent=True)
@@ -422,7 +440,11 @@ async def _let_go(call: Call, outcome: Outcome, io: IO) -> None:
     """Give the connection of a failed response back before the wait."""
     if isinstance(outcome, Exception):
         return
-    if call.testing:  # stamina may end here, and the response be handed up after all
+    beginning = beginning_of(outcome)
+    if call.testing and beginning is not None:  # stamina may end here, and this be handed up after all
+        await io.close(outcome)
+        put_stream(outcome, Replay(beginning.pieces))
+    elif call.testing:
         await io.read(outcome)
     else:
         await discard(outcome, io)

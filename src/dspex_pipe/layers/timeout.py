@@ -43,7 +43,8 @@ class Timeout:
         total: Seconds for the whole call: retries, waits, redirects, and the body. Every layer inside sees
             the deadline, and none waits past it. Late is `DeadlineExceeded`.
         attempt: Seconds until an answer is there: its headers, and its body if that is read inside the
-            stack (an LLM's, or short JSON). Late is a ``ReadTimeout``, which `Retry` sends again.
+            stack (an LLM's, or short JSON), or its beginning if a `Breaker` inside this layer looks at that.
+            Late is a ``ReadTimeout``, which `Retry` sends again.
         connect: Seconds for connecting.
         first_content: Seconds from the start until an LLM's stream has brought its first content: text,
             reasoning, a tool call. Pings are none. Late is a ``ReadTimeout``; its reader gets it once the

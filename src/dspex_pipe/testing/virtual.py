@@ -143,16 +143,14 @@ class VirtualIO(IO):
                 self._clock = max(self._clock, wait.when(self._clock))
                 try:
                     signal = coroutine.send(None)
+                    while not isinstance(signal, _Until):
+                        signal = coroutine.throw(LayerError("awaited something that is not io's"))
                 except StopIteration as done:
                     results[coroutine] = done.value
                 except BaseException as exc:  # noqa: BLE001 - handed to the caller as a result
                     results[coroutine] = exc
                 else:
-                    if isinstance(signal, _Until):
-                        waiting[coroutine] = signal  # at the end: who waited longer goes first
-                    else:
-                        coroutine.close()
-                        results[coroutine] = LayerError("awaited something that is not io's")
+                    waiting[coroutine] = signal  # at the end: who waited longer goes first
         finally:
             self._scheduled = False
             for coroutine in waiting:
