@@ -1,8 +1,8 @@
 """The main job: the openai and anthropic SDKs against a provider that misbehaves.
 
 The same questions go out three times: bare, with the SDKs' own retries, and through one pipeline that a
-blocking OpenAI client and an async Anthropic client share: in changeable weather, again and again, in a storm
-of 429s, and in an outage. Everything happens on this machine, on real sockets.
+blocking OpenAI client and an async Anthropic client share: in changeable weather, as streams, again and
+again, in a storm of 429s, and in an outage. Everything happens on this machine, on real sockets.
 """
 
 from __future__ import annotations
@@ -19,17 +19,37 @@ from functools import partial
 from typing import Any
 
 import anthropic
+import httpx2
 import openai
 import stamina
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from dspex_pipe import Breaker, Cache, Logging, Pipeline, RateLimit, Retry, attach, explain
-from provider import Provider
+from dspex_pipe import (
+    Breaker,
+    Cache,
+    Logging,
+    Pipeline,
+    RateLimit,
+    Retry,
+    StreamIntegrity,
+    Timeout,
+    attach,
+    explain,
+)
+from provider import TEXT, Provider
 
 AT_ONCE = 8
-LAYERS: list[Any] = [Logging(), Cache(), Retry(), Breaker(), RateLimit()]
+LAYERS: list[Any] = [
+    Logging(),
+    Cache(),
+    Timeout(total=60),
+    Retry(throttle="wait"),
+    Breaker(),
+    RateLimit(),
+    StreamIntegrity(),
+]
 
 Prepare = Callable[[Any], Any]
 Tick = Callable[[], None]
@@ -43,6 +63,7 @@ class Scene:
     calls: int
     questions: int | None = None  # fewer than calls: then they are asked again and again
     must_succeed: bool = True
+    stream: bool = False
 
 
 SCENES = (
@@ -50,6 +71,11 @@ SCENES = (
         "Changeable weather",
         "a 503, a 429, a hang-up, a broken body or a slow answer for 5 of 24 prompts.",
         Scene("weather", 120),
+    ),
+    (
+        "Streams",
+        "2 of 12 begin with an error behind a 200, 1 stops half-way, 1 is late. Half an answer is no answer.",
+        Scene("streams", 60, must_succeed=False, stream=True),
     ),
     ("Questions asked again", "20 questions, each of them 6 times.", Scene("ok", 120, questions=20)),
     (
@@ -74,35 +100,41 @@ class Act:
     scene: Scene
     seconds: list[float] = field(default_factory=list)
     answered: int = 0
+    halves: int = 0
     errors: list[Exception] = field(default_factory=list)
     upstream: int = 0
     throttled: int = 0
     took: float = 0.0
 
-    def done(self, started: float, error: Exception | None = None) -> None:
+    def done(self, started: float, answer: str | Exception) -> None:
         """Note one call."""
         self.seconds.append(time.perf_counter() - started)
-        if error is None:
+        if isinstance(answer, Exception):
+            self.errors.append(answer)
+        elif answer == TEXT:
             self.answered += 1
         else:
-            self.errors.append(error)
+            self.halves += 1
 
 
 def ask(number: int, scene: Scene) -> dict[str, Any]:
     """A question; in changeable weather its number decides what happens to it."""
     question = number if scene.questions is None else number % scene.questions
-    return {"model": scene.model, "messages": [{"role": "user", "content": f"question {question}"}]}
+    messages = [{"role": "user", "content": f"question {question}"}]
+    return {"model": scene.model, "messages": messages, "stream": scene.stream}
 
 
 def with_openai(client: openai.OpenAI, act: Act, tick: Tick) -> None:
     def one(number: int) -> None:
         started = time.perf_counter()
         try:
-            client.chat.completions.create(**ask(number, act.scene))
-        except openai.OpenAIError as exc:
+            answer = client.chat.completions.create(**ask(number, act.scene))
+            if act.scene.stream:
+                act.done(started, "".join(chunk.choices[0].delta.content or "" for chunk in answer))
+            else:
+                act.done(started, answer.choices[0].message.content)
+        except (openai.OpenAIError, httpx2.HTTPError) as exc:
             act.done(started, exc)
-        else:
-            act.done(started)
         tick()
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -116,11 +148,14 @@ async def with_anthropic(client: anthropic.AsyncAnthropic, act: Act, tick: Tick)
         async with gate:
             started = time.perf_counter()
             try:
-                await client.messages.create(max_tokens=16, **ask(1000 + number, act.scene))
-            except anthropic.AnthropicError as exc:
+                answer = await client.messages.create(max_tokens=16, **ask(1000 + number, act.scene))
+                if act.scene.stream:
+                    deltas = [event.delta async for event in answer if event.type == "content_block_delta"]
+                    act.done(started, "".join(delta.text for delta in deltas))
+                else:
+                    act.done(started, answer.content[0].text)
+            except (anthropic.AnthropicError, httpx2.HTTPError) as exc:
                 act.done(started, exc)
-            else:
-                act.done(started)
             tick()
 
     async with client:
@@ -161,6 +196,9 @@ def main() -> int:
         show(console, acts)
         if scene.must_succeed:
             failed += acts[-1].errors
+        if acts[-1].halves:
+            console.print("[red]half an answer was taken for a whole one[/red]")
+            return 1
     explain_one(console, lines)
     if failed:
         console.print(f"\n[red]{len(failed)} calls failed through the pipeline[/red]: {failed[0]!r}")
@@ -173,12 +211,14 @@ def show(console: Console, acts: list[Act]) -> None:
         for act in acts:
             task = progress.add_task(act.title, total=2 * act.scene.calls)
             play(act, partial(progress.advance, task))
-    table = Table("", "answered", "server saw", "429s", "p50", "p99", "took")
+    table = Table("", "answered", "half answers", "errors", "server saw", "429s", "p50", "p99", "took")
     for act in acts:
         cuts = statistics.quantiles(act.seconds, n=100)
         table.add_row(
             act.title,
             f"{act.answered / len(act.seconds):.1%}",
+            str(act.halves),
+            str(len(act.errors)),
             f"{act.upstream} calls",
             str(act.throttled),
             f"{cuts[49] * 1000:.0f} ms",

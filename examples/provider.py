@@ -18,6 +18,8 @@ What only streams do; other answers are whole then:
     midway              the same, behind the first content
     cut                 the stream ends behind the first content, without a word
     stall               `slow` seconds of silence before the first event
+
+``streams`` picks one of these for some prompts, as ``weather`` does.
 """
 
 from __future__ import annotations
@@ -41,6 +43,8 @@ _MODEL = re.compile(r"(?P<fault>[a-z]+|\d{3})(?:x(?P<times>\d+))?")
 _STREAM_FAULTS = ("ok", "busy", "midway", "cut", "stall")
 # Of 24 prompts, 19 meet fair weather.
 _WEATHER = ("ok",) * 19 + ("503x1", "429x1", "dropx1", "truncatex1", "slowx1")
+# Of 12 streamed prompts, 8 meet fair weather.
+_STREAMS = ("ok",) * 8 + ("busyx1", "busyx1", "stall", "cutx1")
 _FORMATS = {
     "/v1/chat/completions": "chat",
     "/v1/completions": "completion",
@@ -140,8 +144,8 @@ class Provider:
         """The fault for this attempt at a prompt."""
         if model == "storm":
             return self._storm()
-        plan = _WEATHER[zlib.crc32(prompt.encode()) % len(_WEATHER)] if model == "weather" else model
-        match = _MODEL.fullmatch(plan)
+        plans = {"weather": _WEATHER, "streams": _STREAMS}.get(model, (model,))
+        match = _MODEL.fullmatch(plans[zlib.crc32(prompt.encode()) % len(plans)])
         if match is None:
             return "ok"
         with self._lock:
@@ -317,13 +321,13 @@ def _error(code: str, message: str) -> bytes:
     return json.dumps({"type": "error", "error": error}).encode()
 
 
-_TEXT = "Forty-two."
+TEXT = "Forty-two."
 
 
 def _answer(kind: str, model: str) -> dict[str, Any]:
     match kind:
         case "chat":
-            message = {"role": "assistant", "content": _TEXT}
+            message = {"role": "assistant", "content": TEXT}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
             usage = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
             return {
@@ -333,7 +337,7 @@ def _answer(kind: str, model: str) -> dict[str, Any]:
         case "completion":
             return {
                 "id": "c1", "object": "text_completion", "created": 1, "model": model,
-                "choices": [{"index": 0, "text": _TEXT, "finish_reason": "stop", "logprobs": None}],
+                "choices": [{"index": 0, "text": TEXT, "finish_reason": "stop", "logprobs": None}],
             }  # fmt: skip
         case "embedding":
             return {
@@ -341,7 +345,7 @@ def _answer(kind: str, model: str) -> dict[str, Any]:
                 "data": [{"object": "embedding", "index": 0, "embedding": [0.5, 0.25]}],
             }  # fmt: skip
         case "response":
-            part = {"type": "output_text", "text": _TEXT, "annotations": []}
+            part = {"type": "output_text", "text": TEXT, "annotations": []}
             item = {
                 "id": "m1", "type": "message", "role": "assistant", "status": "completed", "content": [part],
             }  # fmt: skip
@@ -352,7 +356,7 @@ def _answer(kind: str, model: str) -> dict[str, Any]:
         case _:
             return {
                 "id": "m1", "type": "message", "role": "assistant", "model": model,
-                "content": [{"type": "text", "text": _TEXT}],
+                "content": [{"type": "text", "text": TEXT}],
                 "stop_reason": "end_turn", "stop_sequence": None,
                 "usage": {"input_tokens": 5, "output_tokens": 3},
             }  # fmt: skip
@@ -366,7 +370,7 @@ def _events(kind: str, model: str) -> list[bytes]:
             return _named(
                 {"type": "message_start", "message": start},
                 {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
-                {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": _TEXT}},
+                {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": TEXT}},
                 {"type": "content_block_stop", "index": 0},
                 {
                     "type": "message_delta",
@@ -378,7 +382,7 @@ def _events(kind: str, model: str) -> list[bytes]:
         case "response":
             whole = _answer(kind, model)
             begun = {**whole, "status": "in_progress", "output": []}
-            delta = {"item_id": "m1", "output_index": 0, "content_index": 0, "delta": _TEXT, "logprobs": []}
+            delta = {"item_id": "m1", "output_index": 0, "content_index": 0, "delta": TEXT, "logprobs": []}
             return _named(
                 {"type": "response.created", "sequence_number": 0, "response": begun},
                 {"type": "response.output_text.delta", "sequence_number": 1, **delta},

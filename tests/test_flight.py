@@ -57,20 +57,45 @@ def test_a_leader_that_leaves_hands_over_to_who_has_waited_longest():
     assert (leaders, len(flights)) == (list("abcd"), 0)
 
 
-def test_waiting_ends_after_max_wait():
+def test_a_leader_that_takes_too_long_loses_the_lead_to_one_of_those_who_wait():
+    io, flights = VirtualIO(), Flights()
+
+    async def slow():
+        lead = await flights.join("k", io, None)
+        await io.sleep(10)
+        assert not lead.followers
+        lead.land("too late")
+        lead.leave()
+
+    async def caller(takes, after=0):
+        await io.sleep(after)
+        result = await flights.join("k", io, 3)
+        began = io.now()
+        if isinstance(result, Flight):
+            await io.sleep(takes)
+            result.land(f"after {takes}")
+            result.leave()
+        return told(result), began
+
+    # the second takes the lead at 3, is too slow as well, and loses it at 6; the fourth is served at 8
+    results = io.run_all(slow(), caller(9), caller(2), caller(2, after=1))
+    assert results[1:] == [("lead", 3), ("lead", 6), ("after 2", 8)]
+    assert len(flights) == 0
+
+
+def test_waiting_ends_at_the_deadline_and_takes_no_lead():
     io, flights = VirtualIO(), Flights()
 
     async def leader():
         lead = await flights.join("k", io, None)
         await io.sleep(10)
-        assert not lead.followers
-        lead.land(1)
+        lead.leave()
 
     async def follower():
-        result = await flights.join("k", io, 3)
-        return told(result), io.now()
+        return told(await flights.join("k", io, 60, deadline=3)), io.now()
 
     assert io.run_all(leader(), follower())[1] == ("alone", 3)
+    assert len(flights) == 0
 
 
 @given(st.lists(st.sampled_from(["land", "leave", "cancel", "impatient"]), min_size=1, max_size=8))

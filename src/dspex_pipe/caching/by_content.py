@@ -46,7 +46,7 @@ class ByContent:
         return call.refuse() if call.mode == "only_if_cached" else await self._ask_once(call)
 
     async def _ask_once(self, call: Exchange) -> Response:
-        lead = await self.flights.join(call.key, call.io, call.patience)
+        lead = await self.flights.join(call.key, call.io, call.max_wait, call.record.deadline)
         if lead is None:
             return await self._ask(call, None)
         if isinstance(lead, Landed):

@@ -66,7 +66,7 @@ class ByRules:
         return await (self._ask_once(call, asked) if call.reads else self._ask(call, found, kept))
 
     async def _ask_once(self, call: Exchange, asked: Any) -> Response:
-        lead = await self.flights.join(call.key, call.io, call.patience)
+        lead = await self.flights.join(call.key, call.io, call.max_wait, call.record.deadline)
         if isinstance(lead, Landed) and isinstance(lead.result, Failed):
             call.emit("shared", f"the error of the call under way, {type(lead.result.error).__name__}")
             raise fresh(lead.result.error)

@@ -112,12 +112,6 @@ class Exchange:
         """Whether the answer is kept."""
         return self.mode in WRITING
 
-    @property
-    def patience(self) -> float:
-        """Seconds to wait for another's answer: no longer than the deadline leaves."""
-        left = self.record.remaining()
-        return self.max_wait if left is None else max(0.0, min(self.max_wait, left))
-
     def emit(self, decision: str, reason: str = "", seconds: float = 0.0) -> None:
         """Tell what the cache did."""
         self.record.emit("Cache", decision, reason or self.key[:12], seconds)

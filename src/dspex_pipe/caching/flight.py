@@ -8,6 +8,7 @@ waits on an event of its own mode, and no lock is held while anybody waits.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, deque
 from threading import Lock
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -32,12 +33,19 @@ class Landed(Generic[T]):
 
 
 class Flight(Generic[T]):
-    """The lead of a key: whoever holds it must `land` or `leave`, once."""
+    """The lead of a key: whoever holds it must `land` or `leave`, once; who has lost it, to no effect.
 
-    def __init__(self, flights: Flights[T], key: str) -> None:
+    Args:
+        flights: Where it belongs.
+        key: Of what.
+        since: When its holder began, in seconds on the clock of ``io.now``.
+    """
+
+    def __init__(self, flights: Flights[T], key: str, since: float) -> None:
         self._flights = flights
         self._key = key
         self._done = False
+        self.since = since
         self.rides_on = False
         """Whether the lead has gone over to a body that is still being read."""
         self.followers: deque[_Follower[T]] = deque()
@@ -81,17 +89,21 @@ class Flights(Generic[T]):
         self._leave_dropped()
         return len(self._under_way)
 
-    async def join(self, key: str, io: IO, max_wait: float | None) -> Flight[T] | Landed[T] | None:
+    async def join(
+        self, key: str, io: IO, max_wait: float | None, deadline: float | None = None
+    ) -> Flight[T] | Landed[T] | None:
         """Take the lead of a key, or wait for what its leader shares.
 
         Args:
             key: The key.
             io: The caller's mode.
-            max_wait: Seconds to wait at most; ``None`` for no bound.
+            max_wait: Seconds that a leader may take; the first to have waited so long takes the lead from it,
+                and the others follow that one. ``None`` for no bound.
+            deadline: When to stop waiting for whomever, on the clock of ``io.now``.
 
         Returns:
-            The lead; or what the leader shared; or ``None``, when that took too long, or when there is no
-            hope that it can be shared: then ask.
+            The lead; or what the leader shared; or ``None``, when the deadline has come, or when there is no
+            hope that anything can be shared: then ask.
         """
         self._leave_dropped()
         with self._lock:
@@ -99,19 +111,38 @@ class Flights(Generic[T]):
                 return None
             flight = self._under_way.get(key)
             if flight is None:
-                flight = self._under_way[key] = Flight(self, key)
+                flight = self._under_way[key] = Flight(self, key, io.now())
                 return flight
             follower: _Follower[T] = _Follower(io.event())
             flight.followers.append(follower)
         served = False
         try:
-            await follower.event.wait(max_wait)
+            await self._follow(key, follower, io, _or_never(max_wait), _or_never(deadline))
             served = True
         finally:
             told = self._stop_following(key, follower)
             if not served and isinstance(told, Flight):  # cancelled just as the lead was handed over
                 told.leave()
+        if isinstance(told, Flight):
+            told.since = io.now()
         return told
+
+    async def _follow(
+        self, key: str, follower: _Follower[T], io: IO, max_wait: float, deadline: float
+    ) -> None:
+        """Wait until there is word, or the lead to take, or the deadline has come."""
+        while True:
+            with self._lock:
+                if follower.told is not None:
+                    return
+                flight, now = self._under_way[key], io.now()
+                if now >= flight.since + max_wait:
+                    flight.followers.remove(follower)
+                    follower.told = self._succeed(key, flight)
+                if follower.told is not None or now >= deadline:
+                    return
+                until = min(flight.since + max_wait, deadline)
+            await follower.event.wait(None if math.isinf(until) else until - now)
 
     def _leave_dropped(self) -> None:
         while self.dropped:
@@ -139,18 +170,28 @@ class Flights(Generic[T]):
     def end(self, key: str, flight: Flight[T]) -> list[_Follower[T]]:
         """Take a flight off the list; who followed it."""
         with self._lock:
-            del self._under_way[key]
+            if self._under_way.get(key) is flight:
+                del self._under_way[key]
             return list(flight.followers)
 
     def pass_on(self, key: str, flight: Flight[T]) -> None:
         """Give the lead to the next in line."""
         with self._lock:
             if not flight.followers:
-                del self._under_way[key]
+                if self._under_way.get(key) is flight:
+                    del self._under_way[key]
                 return
             heir = flight.followers.popleft()
-            following: Flight[T] = Flight(self, key)
-            following.followers = flight.followers
-            self._under_way[key] = following
-            heir.told = following
+            heir.told = self._succeed(key, flight)
         heir.event.set()
+
+    def _succeed(self, key: str, flight: Flight[T]) -> Flight[T]:
+        """The flight in the place of this one, with its followers; the lock is held."""
+        following: Flight[T] = Flight(self, key, flight.since)
+        following.followers, flight.followers = flight.followers, deque()
+        self._under_way[key] = following
+        return following
+
+
+def _or_never(seconds: float | None) -> float:
+    return math.inf if seconds is None else seconds

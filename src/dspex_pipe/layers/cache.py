@@ -97,7 +97,8 @@ class Cache:
         shared: Whether this is a shared cache by RFC 9111, as of a gateway; a private one otherwise.
         secret: The key of the digest of credentials; by default random, and kept beside the file of a store
             that has one.
-        max_wait: Seconds that a call waits for another's answer to the same question, at most.
+        max_wait: Seconds that calls wait for the first one with the same question; when they are over, one
+            of them asks, and the others wait for that one.
 
     Per call: ``cache=`` a mode; ``sample=`` which of several samples of one prompt.
     """
