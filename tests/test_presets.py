@@ -62,6 +62,15 @@ def test_an_sdk_streams_through_them(provider):
     assert len(events) == 3
 
 
+def test_the_fuse_gives_a_stream_to_who_asked_for_one(provider):
+    with attach(openai.OpenAI(base_url=f"{provider.url}/v1", api_key="k"), presets.fuse()) as sdk:
+        call = {**ASK, "model": "ok"}
+        for _ in range(2):
+            assert sdk.chat.completions.create(**call).choices[0].message.content == "Forty-two."
+            assert len(list(sdk.chat.completions.create(**call, stream=True))) == 3
+    assert provider.calls == 2
+
+
 def test_the_fuse_is_the_original_rule():
     script = Script(404, forever=True)
     client = Pipeline(presets.fuse()).client(transport=script, io=VirtualIO())

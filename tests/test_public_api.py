@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import dspex_pipe
-from dspex_pipe import chaos, testing
+from dspex_pipe import chaos, llm, testing
 
 
 def test_the_front_door_holds_exactly_these_names():
@@ -81,14 +81,49 @@ def test_the_room_of_faults_holds_exactly_these_names():
 
 
 def test_every_public_thing_says_what_it_is_for():
-    for name in dspex_pipe.__all__:
-        thing = getattr(dspex_pipe, name)
+    for name, thing in inspect.getmembers(dspex_pipe) + inspect.getmembers(llm):
+        if name not in {*dspex_pipe.__all__, *llm.__all__}:
+            continue
         if inspect.isclass(thing) or inspect.isroutine(thing):
             assert thing.__doc__, name
 
 
+def test_the_room_of_named_clients_holds_exactly_these_names():
+    assert sorted(llm.__all__) == [
+        "AsyncStream",
+        "AuthError",
+        "BadRequest",
+        "BreakerOpen",
+        "Client",
+        "ClientConfig",
+        "ClientDown",
+        "ClientEvent",
+        "Completion",
+        "ContextTooLong",
+        "Crashed",
+        "DeadlineExceeded",
+        "Delta",
+        "Env",
+        "LLMError",
+        "ProviderDown",
+        "QuotaSpent",
+        "RateLimited",
+        "Stream",
+        "Supervisor",
+        "ToolCall",
+        "arequest",
+        "astream",
+        "get_client",
+        "request",
+        "start_client",
+        "status",
+        "stop_client",
+        "stream",
+    ]
+
+
 def test_importing_loads_nothing_heavy():
     heavy = ["httpx", "httpx2", "hishel", "stamina", "pyrate_limiter", "redis", "trio", "openai", "anthropic"]
-    code = f"import sys, dspex_pipe; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, dspex_pipe.llm; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

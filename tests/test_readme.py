@@ -16,7 +16,7 @@ SNIPPETS = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8
 
 
 def test_the_readme_has_snippets():
-    assert len(SNIPPETS) == 14
+    assert len(SNIPPETS) == 15
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda s: s.splitlines()[-1][:40])

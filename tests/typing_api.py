@@ -24,6 +24,7 @@ from dspex_pipe import (
     build_async_client,
     build_client,
     explain,
+    llm,
     options,
     refusal_of,
     respond,
@@ -80,3 +81,17 @@ build_client(Retry())  # type: ignore[call-overload] # pyright: ignore[reportCal
 build_client([Retry()], refusals="shout")  # type: ignore[call-overload] # pyright: ignore[reportCallIssue, reportArgumentType]
 Retry(post="never")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
 Retry(5)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+
+client = llm.start_client("a", llm.ClientConfig(model="m", layers=[Retry()], api_key="k"))
+assert_type(client, llm.Client)
+assert_type(client.request("hi", temperature=0), llm.Completion)
+assert_type(client.stream([{"role": "user", "content": "hi"}]), llm.Stream)
+assert_type(llm.request("a", "hi").text, str)
+for delta in client.stream("hi"):
+    assert_type(delta, llm.Delta)
+
+
+async def ask() -> str:
+    async for delta in client.astream("hi"):
+        assert_type(delta, llm.Delta)
+    return (await client.arequest("hi")).text

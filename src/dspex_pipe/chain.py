@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from types import FrameType
 from typing import Any, Protocol, TypeAlias
 
@@ -14,7 +14,9 @@ from .events import EXTENSION, Record, record_of
 from .family import Request, Response, family_of
 from .io import IO
 
-__all__ = ["Handler", "Middleware", "Step", "blame", "check_client", "link"]
+__all__ = ["Handler", "Middleware", "Step", "blame", "check_client", "guilty", "link", "went_in"]
+
+_THE_WIRE = f"{__package__}.transport"
 
 Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
 """What a layer calls on: the rest of the stack."""
@@ -109,6 +111,30 @@ def blame(frames: Iterable[tuple[FrameType, int]]) -> str:
         owner = frame.f_locals.get("self")
         link = owner if isinstance(owner, Link) else None
     return guilty
+
+
+def guilty(error: BaseException) -> Middleware | None:
+    """The running layer that an exception was raised in; ``None`` when it came from the wire, or above."""
+    found: Middleware | None = None
+    for frame in _frames(error):
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, Link):
+            found = owner.middleware
+        elif frame.f_globals.get("__name__") == _THE_WIRE and found is not None:
+            return None  # through all layers, and out below them
+    return found
+
+
+def went_in(error: BaseException) -> bool:
+    """Whether an exception was raised in the layers, or below; otherwise the call never came so far."""
+    return any(isinstance(frame.f_locals.get("self"), Link) for frame in _frames(error))
+
+
+def _frames(error: BaseException) -> Iterator[FrameType]:
+    traceback = error.__traceback__
+    while traceback is not None:
+        yield traceback.tb_frame
+        traceback = traceback.tb_next
 
 
 def _describe(value: object) -> str:

@@ -14,10 +14,19 @@ import random
 import sys
 import threading
 import time
+import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+)
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -39,6 +48,7 @@ __all__ = [
     "BlockingIO",
     "Event",
     "OutOfTime",
+    "PerLoop",
     "close_dropped",
     "drive",
 ]
@@ -406,6 +416,53 @@ class _Task:
                 cancelled = exc  # asyncio's own cancellation goes through a shield
         if cancelled is not None:
             raise cancelled
+
+
+class PerLoop(Generic[T]):
+    """One value for each event loop, made where it is first asked for, and closed when that loop ends.
+
+    What holds connections belongs to the loop that made them: used in another it hangs, and after the end of
+    its own it raises "Event loop is closed". ``asyncio.run`` and ``trio.run`` finish what async generators
+    are open, so one holds each value, and closes it there.
+
+    Args:
+        make: Makes a value.
+        close: Closes one.
+    """
+
+    def __init__(self, make: Callable[[], T], close: Callable[[T], Awaitable[None]]) -> None:
+        self._make = make
+        self._close = close
+        self._lock = threading.Lock()
+        self._held: weakref.WeakKeyDictionary[Any, tuple[T, AsyncGenerator[None, None]]]
+        self._held = weakref.WeakKeyDictionary()
+
+    async def get(self) -> T:
+        """The value of the loop that runs here."""
+        loop = anyio.lowlevel.current_token().native_token
+        with self._lock:
+            held = self._held.get(loop)
+        if held is None:
+            value = self._make()
+            holder = self._hold(value)
+            await anext(holder)  # without suspending: nobody else in this loop comes between
+            held = value, holder
+            with self._lock:
+                self._held[loop] = held
+        return held[0]
+
+    async def _hold(self, value: T) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            await self._close(value)
+
+    async def aclose(self) -> None:
+        """Close the value of the loop that runs here, if there is one."""
+        with self._lock:
+            held = self._held.pop(anyio.lowlevel.current_token().native_token, None)
+        if held is not None:
+            await held[1].aclose()
 
 
 class _Inline(AsyncIterator[T]):

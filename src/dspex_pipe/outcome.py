@@ -166,7 +166,7 @@ _VERDICTS = {
 _OK = Answer(Meaning.OK)
 
 
-def read_answer(response: Response, record: Record) -> Answer:
+def read_answer(response: Response, record: Record, body: bytes | None = None) -> Answer:
     """What a response means, by its structured error codes and its status.
 
     Codes count where an error body lies in memory, as those of LLM calls do, or where a stream began
@@ -175,12 +175,15 @@ def read_answer(response: Response, record: Record) -> Answer:
     Args:
         response: The response.
         record: That of the call; its pipeline may have words of its own.
+        body: Its decoded body, for who stands above httpx, which has taken it out.
     """
     codes: frozenset[str] | None = response.extensions.get(STREAM_ERROR)
     if codes is not None:
         return read_codes(codes, record)
     status = response.status_code
-    return _OK if status < 400 else _answer(error_codes(decoded(response)), status, record)
+    if status < 400:
+        return _OK
+    return _answer(error_codes(decoded(response) if body is None else body), status, record)
 
 
 def read_codes(codes: frozenset[str], record: Record) -> Answer:

@@ -79,7 +79,7 @@ class Pipeline:
             raise TypeError(f"on_event= takes a function of one event, got {on_event!r}")
         self.layers = tuple(layers)
         self.on_event = on_event
-        self.steps = tuple(_step(layer) for layer in self.layers)
+        self.steps = self._steps()
         known: dict[str, Converter] = dict(CORE)
         words: dict[str | int, Meaning] = {}
         names = {step.name for step in self.steps}
@@ -96,6 +96,29 @@ class Pipeline:
         for remark in self.advice():
             if remark.code.startswith("W"):
                 warnings.warn(str(remark), OrderWarning, stacklevel=_frames_of_ours())
+
+    def _steps(self) -> tuple[Step, ...]:
+        """The running layers."""
+        return tuple(_step(layer) for layer in self.layers)
+
+    def rebuilt(self, layers: Iterable[LayerLike], *, without: Middleware | None = None) -> Pipeline:
+        """A pipeline of these layers, in which those that are here already go on with the state they have.
+
+        Calls under way finish with this one. What it holds that the new one does not is not closed.
+
+        Args:
+            layers: The layers; one that equals one of these is the same.
+            without: A running layer that begins anew all the same.
+
+        Raises:
+            TypeError: Something in ``layers`` is no layer.
+        """
+        kept = [
+            (layer, step)
+            for layer, step in zip(self.layers, self.steps, strict=True)
+            if step.middleware is not without
+        ]
+        return _Rebuilt(layers, on_event=self.on_event, kept=kept)
 
     def __repr__(self) -> str:
         return f"Pipeline([{', '.join(_repr(layer) for layer in self.layers)}])"
@@ -303,6 +326,26 @@ class Pipeline:
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+
+class _Rebuilt(Pipeline):
+    """A pipeline that goes on with running layers of another."""
+
+    def __init__(
+        self, layers: Iterable[LayerLike], *, on_event: OnEvent | None, kept: list[tuple[LayerLike, Step]]
+    ) -> None:
+        self._kept = kept
+        super().__init__(layers, on_event=on_event)
+
+    def _steps(self) -> tuple[Step, ...]:
+        return tuple(self._take(layer) or _step(layer) for layer in self.layers)
+
+    def _take(self, layer: LayerLike) -> Step | None:
+        for pair in self._kept:
+            if pair[0] == layer:
+                self._kept.remove(pair)
+                return pair[1]
+        return None
 
 
 def _close(step: Step) -> None:

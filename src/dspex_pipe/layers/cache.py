@@ -89,7 +89,8 @@ class Cache:
         identity: ``"credential"`` gives nobody another's answer: a keyed digest of all credentials is part of
             the key. A function of the request names the caller instead, for tokens that rotate.
             ``"shared"`` gives everybody everything.
-        key: ``"content"``; ``"messages"`` takes only messages (or input, or prompt) and model of a body.
+        key: ``"content"``; ``"messages"`` takes only messages (or input, or prompt) and model of a body, and
+            whether it streams.
         match: Accepts further requests to be kept by content, whatever their method.
         vary: Request headers whose values are part of a content key; by default those of OpenAI and Anthropic
             that choose an organisation, a project, a version or a beta.
@@ -241,7 +242,7 @@ class Caching:
             request.method,
             _plain(request.url),
             body,
-            only=("model", "messages", "input", "prompt") if config.key == "messages" else None,
+            only=("model", "messages", "input", "prompt", "stream") if config.key == "messages" else None,
             vary={name: request.headers.get(name, "") for name in self._vary(request)},
             identity=self._identity(request),
             sample=sample,

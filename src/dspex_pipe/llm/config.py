@@ -1,0 +1,145 @@
+"""What a named client is: a model, where it lives, the key to it, and the layers on the way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import attrs
+from attrs import Factory, field, frozen
+
+from .. import presets
+from ..config import check, one_of, seconds
+
+if TYPE_CHECKING:
+    from ..pipeline import LayerLike
+
+__all__ = ["ClientConfig", "Env", "Wire"]
+
+Wire: TypeAlias = Literal["openai", "responses", "anthropic"]
+_OPENAI: Wire = "openai"
+
+# The address of each provider, and what the variables of its SDK begin with.
+_HOMES = {
+    "openai": ("https://api.openai.com/v1", "OPENAI"),
+    "responses": ("https://api.openai.com/v1", "OPENAI"),
+    "anthropic": ("https://api.anthropic.com", "ANTHROPIC"),
+}
+
+
+@frozen
+class Env:
+    """A key that lies in an environment variable, and is read from there for every call.
+
+    Args:
+        name: The variable's name.
+    """
+
+    name: str = field(validator=check("a name", lambda v: isinstance(v, str) and v != ""))
+
+
+def _is_key(value: Any) -> bool:
+    return isinstance(value, Env) or callable(value) or (isinstance(value, str) and value != "")
+
+
+def _refuse_key(_: Any, __: Any, value: Any) -> None:
+    if value is not None and not _is_key(value):
+        # not the value itself: it may be a secret all the same
+        raise ValueError(
+            "ClientConfig(api_key=…) takes the key, Env('NAME'), or a function that returns the key, got "
+            f"{'an empty string' if value == '' else type(value).__name__}"
+        )
+
+
+def _listed(value: Any) -> Any:
+    return tuple(value) if isinstance(value, Iterable) else value
+
+
+@frozen(kw_only=True)
+class ClientConfig:
+    """What a named client is.
+
+    Args:
+        model: The model's name, as the provider has it.
+        base_url: Where the API begins; by default what the SDKs take: ``OPENAI_BASE_URL`` or
+            ``ANTHROPIC_BASE_URL``, or else the provider's own address.
+        api_key: The key, `Env`, or a function that returns it, asked for every call; by default the variable
+            ``OPENAI_API_KEY`` or ``ANTHROPIC_API_KEY``. It is in no repr, no pickle and no log.
+        wire: The format: ``openai`` (chat completions), ``responses``, or ``anthropic`` (messages).
+        layers: The layers, outermost first; by default `presets.fuse`, the original design.
+        timeout: Seconds for a call: its time in queues, its retries, and its work.
+        options: What every request has besides model and messages: ``{"temperature": 0}``.
+        http: What httpx's clients take besides: ``verify``, ``proxy``, ``limits``, ``transport`` …, and
+            ``http``, the module httpx2, for its clients instead.
+    """
+
+    model: str = field(validator=check("a name", lambda v: isinstance(v, str) and v != ""))
+    base_url: str | None = field(
+        default=None,
+        validator=check(
+            "a URL with http:// or https://, or None",
+            lambda v: v is None or (isinstance(v, str) and v.startswith(("http://", "https://"))),
+        ),
+    )
+    api_key: str | Env | Callable[[], str] | None = field(
+        default=None, repr=False, eq=False, validator=_refuse_key
+    )
+    wire: Wire = field(
+        default=_OPENAI,  # pyright: ignore[reportAssignmentType] # attrs' stub widens it to str
+        validator=one_of("openai", "responses", "anthropic"),
+    )
+    layers: tuple[LayerLike, ...] = field(
+        default=Factory(lambda: tuple(presets.fuse())),
+        converter=_listed,
+        validator=check("a list of layers", lambda v: isinstance(v, tuple)),
+    )
+    timeout: float = field(default=30.0, validator=seconds())
+    options: Mapping[str, Any] = field(
+        factory=dict, validator=check("a mapping", lambda v: isinstance(v, Mapping))
+    )
+    http: Mapping[str, Any] = field(
+        factory=dict, repr=False, validator=check("a mapping", lambda v: isinstance(v, Mapping))
+    )
+
+    @property
+    def url(self) -> str:
+        """Where the API begins, without a slash at its end."""
+        home, prefix = _HOMES[self.wire]
+        return (self.base_url or os.environ.get(f"{prefix}_BASE_URL") or home).rstrip("/")
+
+    def key(self) -> str:
+        """The key, for one call.
+
+        Raises:
+            LookupError: There is none; the message says where it was looked for.
+        """
+        source = Env(f"{_HOMES[self.wire][1]}_API_KEY") if self.api_key is None else self.api_key
+        if isinstance(source, Env):
+            found = os.environ.get(source.name)
+            if not found:
+                raise LookupError(f"no API key: the environment variable {source.name} is not set")
+            return found
+        found = source if isinstance(source, str) else source()
+        if not isinstance(found, str) or not found:
+            raise LookupError(f"no API key: the function for it returned {type(found).__name__}")
+        return found
+
+    def evolve(self, **changes: Any) -> ClientConfig:
+        """A config like this one, but for these changes; the key is kept unless a new one is given.
+
+        Raises:
+            TypeError: There is no such setting.
+            ValueError: A setting takes no such value.
+        """
+        return attrs.evolve(self, **changes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the key; the name of a variable is no secret."""
+        state = attrs.asdict(self, recurse=False)
+        if not isinstance(self.api_key, Env):
+            state["api_key"] = None
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc] # validated, as at first

@@ -1,0 +1,78 @@
+"""What begins and ends: calls under way, and processes that are forked."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from types import TracebackType
+from typing import Any, Protocol
+
+from ..io import Event
+
+__all__ = ["UnderWay", "renew_after_fork", "renew_all"]
+
+
+class UnderWay:
+    """Counts the calls under way, from any thread; a context manager around each."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._changed = threading.Condition()
+        self._waiters: list[Event] = []
+
+    def __enter__(self) -> None:
+        with self._changed:
+            self._count += 1
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with self._changed:
+            self._count -= 1
+            if not self._count:
+                self._changed.notify_all()
+                for waiter in self._waiters:
+                    waiter.set()
+
+    def wait(self, seconds: float) -> None:
+        """Wait until there are none, or for so many seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._count, seconds)
+
+    async def await_end(self, event: Event, seconds: float) -> None:
+        """Wait until there are none, or for so many seconds, with this event of the waiter's mode."""
+        with self._changed:
+            if not self._count:
+                return
+            self._waiters.append(event)
+        await event.wait(seconds)
+
+
+class Renewable(Protocol):
+    """What must begin anew in a forked process."""
+
+    def renew(self) -> None:
+        """Begin anew; no lock of before may be taken, another thread may have held it."""
+        ...
+
+
+_renewable: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def renew_after_fork(thing: Renewable) -> None:
+    """Let something begin anew in every process that is forked from this one."""
+    _renewable.add(thing)
+
+
+def renew_all() -> None:
+    """Let everything begin anew, as in a forked process."""
+    for thing in list(_renewable):
+        thing.renew()
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch - not on Windows
+    os.register_at_fork(after_in_child=renew_all)

@@ -1,0 +1,71 @@
+"""The connections of a client: one pool for blocking calls, and one for each event loop."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from ..io import ASYNC, BLOCKING, IO, PerLoop
+from ..mount import Kind, new_client
+from ..transport import AsyncTransport, Stack, Transport
+
+__all__ = ["Pools"]
+
+
+class Pools:
+    """httpx clients that lead through one stack, made when they are first needed.
+
+    Args:
+        stack: The stack.
+        http: What httpx's clients take besides.
+        io: Time and waiting; ``None`` for the real ones.
+    """
+
+    def __init__(self, stack: Stack, http: dict[str, Any], io: IO | None) -> None:
+        self._stack = stack
+        self._http = http
+        self._io = io
+        self._lock = threading.Lock()
+        self._blocking: Any = None
+        self._virtual: Any = None
+        self._per_loop: PerLoop[Any] = PerLoop(
+            lambda: self._make(AsyncTransport, ASYNC), lambda client: client.aclose()
+        )
+
+    def blocking(self) -> Any:
+        """The client for blocking calls, from any thread."""
+        with self._lock:
+            self._blocking = self._blocking or self._make(Transport, BLOCKING)
+            return self._blocking
+
+    async def asynchronous(self) -> Any:
+        """The client for the event loop that runs here."""
+        if self._io is None:
+            return await self._per_loop.get()
+        with self._lock:  # a test's clock may need no loop
+            self._virtual = self._virtual or self._make(AsyncTransport, ASYNC)
+            return self._virtual
+
+    def _make(self, kind: Kind, real: IO) -> Any:
+        kwargs = dict(self._http)
+        return new_client(
+            kind,
+            self._stack,
+            http=kwargs.pop("http", None),
+            transport=kwargs.pop("transport", None),
+            refusals="raise",
+            io=self._io or real,
+            client_kwargs=kwargs,
+        )
+
+    def close(self) -> None:
+        """Close the blocking pool; that of an event loop closes when its loop ends."""
+        with self._lock:
+            client, self._blocking = self._blocking, None
+        if client is not None:
+            client.close()
+
+    async def aclose(self) -> None:
+        """Close the blocking pool, and that of this event loop."""
+        self.close()
+        await self._per_loop.aclose()

@@ -1,0 +1,1026 @@
+"""Named, supervised clients: each row of the original design, and what has become of it."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import logging
+import os
+import pickle
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from random import Random
+
+import anyio
+import httpx
+import pytest
+import trio
+
+from dspex_pipe import Breaker, Cache, Pipeline, RateLimit, Retry, Timeout, llm, presets, refusal_of
+from dspex_pipe.chaos import Chaos, Latency, Raise, Status
+from dspex_pipe.llm import (
+    AuthError,
+    BadRequest,
+    BreakerOpen,
+    ClientConfig,
+    ClientDown,
+    ContextTooLong,
+    Crashed,
+    DeadlineExceeded,
+    Env,
+    LLMError,
+    ProviderDown,
+    QuotaSpent,
+    RateLimited,
+    Supervisor,
+)
+from dspex_pipe.llm.formats import FORMATS, Malformed
+from dspex_pipe.llm.health import Intensity, Restarts
+from dspex_pipe.llm.lifetime import renew_all
+from dspex_pipe.testing import Reply, Script, VirtualIO
+
+TEXT = "Forty-two."
+CHAT = {"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}], "model": "m"}
+WIRES = ("openai", "responses", "anthropic")
+
+
+def config(provider, wire="openai", model="ok", **more):
+    url = provider.url if wire == "anthropic" else f"{provider.url}/v1"
+    return ClientConfig(model=model, base_url=url, api_key="sk-secret", wire=wire, **more)
+
+
+def scripted(*steps, forever=True, io=None, **more):
+    script = Script(*steps, forever=forever, io=io)
+    more.setdefault("layers", [])
+    return script, ClientConfig(model="m", api_key="sk-secret", http={"transport": script}, **more)
+
+
+@pytest.fixture
+def supervisor():
+    with Supervisor() as running:
+        yield running
+
+
+@pytest.fixture(params=WIRES)
+def wire(request):
+    return request.param
+
+
+# start, get, stop
+
+
+def test_start_registers_a_client_under_its_name(provider, supervisor):
+    client = supervisor.start_client("openai", config(provider))
+    assert supervisor.get_client("openai") is client
+    assert repr(client) == "Client('openai', 'ok', up)"
+    with pytest.raises(ValueError, match="a client named 'openai' is running already"):
+        supervisor.start_client("openai", config(provider))
+    assert supervisor.get_client("openai") is client
+    with pytest.raises(LookupError, match=r"no client named 'x' is running; these are: 'openai'"):
+        supervisor.get_client("x")
+    supervisor.stop_client("openai")
+    with pytest.raises(LookupError, match=r"no client named 'openai' is running; these are: none"):
+        supervisor.stop_client("openai")
+    with pytest.raises(ClientDown, match="it was stopped"):
+        client.request("hi")
+    supervisor.start_client("openai", config(provider))  # the name is free again
+
+
+@pytest.mark.parametrize("name", ["", None, 3, "a\nb"])
+def test_a_name_is_needed(provider, supervisor, name):
+    with pytest.raises(ValueError, match=r"start_client\(\) takes a name, got"):
+        supervisor.start_client(name, config(provider))
+
+
+def test_a_config_is_needed(supervisor):
+    with pytest.raises(TypeError, match=r"start_client\(\) takes a ClientConfig, got dict"):
+        supervisor.start_client("a", {"model": "m"})
+
+
+def test_start_log_and_events(provider, caplog):
+    events = []
+    with caplog.at_level(logging.INFO, "dspex_pipe.llm"), Supervisor(on_event=events.append) as supervisor:
+        supervisor.start_client("claude", config(provider))
+    assert "client claude started" in caplog.text
+    assert [(event.client, event.what) for event in events] == [("claude", "started"), ("claude", "stopped")]
+
+
+def test_what_an_observer_raises_is_logged_and_goes_no_further(provider, caplog):
+    def fails(event):
+        raise RuntimeError("observer")
+
+    with Supervisor(on_event=fails) as supervisor:
+        assert str(supervisor.start_client("a", config(provider)).request("hi")) == TEXT
+    assert "an on_event callback failed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("setting", "allowed"),
+    [
+        ({"max_restarts": -1}, "a whole number"),
+        ({"window": 0}, "a positive number of seconds"),
+        ({"rest": "x"}, "a positive number of seconds"),
+        ({"on_event": 3}, "a function of one event"),
+    ],
+)
+def test_bad_settings_of_a_supervisor_say_what_is_allowed(setting, allowed):
+    with pytest.raises(ValueError, match=allowed):
+        Supervisor(**setting)
+
+
+@pytest.mark.parametrize(
+    ("setting", "allowed"),
+    [
+        ({"model": ""}, "a name"),
+        ({"base_url": "x.test"}, "a URL with http:// or https://"),
+        ({"wire": "grpc"}, "one of openai, responses, anthropic"),
+        ({"timeout": 0}, "a positive number of seconds"),
+        ({"layers": 3}, "a list of layers"),
+        ({"options": 3}, "a mapping"),
+        ({"http": 3}, "a mapping"),
+        ({"api_key": ""}, "takes the key, .* got an empty string"),
+        ({"api_key": 3}, "takes the key, .* got int"),
+    ],
+)
+def test_bad_settings_of_a_client_say_what_is_allowed(setting, allowed):
+    with pytest.raises(ValueError, match=allowed):
+        ClientConfig(**{"model": "m", **setting})
+
+
+# The key
+
+
+def test_the_key_comes_from_a_value_a_variable_or_a_function(provider, supervisor, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "from-env")
+    keys = iter(["first", "second", "third"])
+    for name, key in (("a", "plain"), ("b", Env("MY_KEY")), ("c", lambda: next(keys))):
+        supervisor.start_client(name, config(provider).evolve(api_key=key)).request(name)
+    sent = [seen.headers["authorization"] for seen in provider.seen]
+    assert sent == [
+        "Bearer plain",
+        "Bearer from-env",
+        "Bearer second",
+    ]  # the first was asked for at the start
+
+
+@pytest.mark.parametrize(
+    ("wire", "variable"), [("openai", "OPENAI_API_KEY"), ("anthropic", "ANTHROPIC_API_KEY")]
+)
+def test_a_missing_key_is_told_at_the_start(supervisor, monkeypatch, wire, variable):
+    monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(LookupError, match=f"no API key: the environment variable {variable} is not set"):
+        supervisor.start_client("a", ClientConfig(model="m", wire=wire))
+    with pytest.raises(LookupError, match="no API key: the function for it returned NoneType"):
+        supervisor.start_client("a", ClientConfig(model="m", wire=wire, api_key=lambda: None))
+    monkeypatch.setenv(variable, "k")
+    supervisor.start_client("a", ClientConfig(model="m", wire=wire))
+
+
+def test_the_address_is_the_sdks_own(monkeypatch):
+    for variable in ("OPENAI_BASE_URL", "ANTHROPIC_BASE_URL"):
+        monkeypatch.delenv(variable, raising=False)
+    homes = {wire: ClientConfig(model="m", wire=wire).url for wire in WIRES}
+    assert homes == {
+        "openai": "https://api.openai.com/v1",
+        "responses": "https://api.openai.com/v1",
+        "anthropic": "https://api.anthropic.com",
+    }
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://gateway.test/v1/")
+    assert ClientConfig(model="m").url == "http://gateway.test/v1"
+    assert ClientConfig(model="m", base_url="http://x.test").url == "http://x.test"
+
+
+def test_no_secret_is_in_a_repr_a_pickle_a_status_or_a_log(supervisor, caplog):
+    echo = {"error": {"message": "bad key sk-secret\nforged line", "code": "invalid_api_key"}}
+    script, what = scripted(Reply(status=401, json=echo))
+    with caplog.at_level(logging.DEBUG):
+        client = supervisor.start_client("a", what)
+        with pytest.raises(AuthError) as caught:
+            client.request("hi")
+    told = (
+        repr(what), repr(client), json.dumps(supervisor.status()), caplog.text, str(caught.value),
+        repr(caught.value), str(caught.value.trace), pickle.dumps(what.evolve(http={})).decode("latin-1"),
+    )  # fmt: skip
+    assert not any("sk-secret" in text for text in told)
+    assert 'LLM API error: status 401: {"error": {"message": "bad key [key]' in caplog.text
+    assert "\nforged" not in caplog.text
+
+
+# request
+
+
+def test_request_answers_in_every_format_and_mode(provider, supervisor, wire):
+    client = supervisor.start_client(wire, config(provider, wire, layers=[Retry()]))
+    answer = client.request("hi")
+    assert (answer.text, str(answer), answer.model, answer.cached) == (TEXT, TEXT, "ok", False)
+    assert answer.finish_reason == {"openai": "stop", "responses": "completed", "anthropic": "end_turn"}[wire]
+    assert [event.layer for event in answer.trace] == ["transport"]
+    assert client.request([{"role": "user", "content": "hi"}], temperature=0).text == TEXT
+    first, second = (json.loads(seen.body) for seen in provider.seen)
+    assert second.pop("temperature") == 0
+    assert first == second
+    for run in (asyncio.run, trio.run):
+
+        async def main():
+            return (await client.arequest("hi")).text
+
+        assert run(main) == TEXT if run is trio.run else run(main()) == TEXT
+
+
+def test_stream_yields_deltas_in_every_format_and_mode(provider, supervisor, wire):
+    client = supervisor.start_client(wire, config(provider, wire, layers=[Retry()]))
+
+    async def main():
+        async with client.astream("hi") as stream:
+            assert "".join([str(delta) async for delta in stream]) == TEXT
+        assert stream.text == TEXT
+        async with client.astream("hi") as left:
+            await anext(left)
+        assert [delta async for delta in client.astream("hi", timeout=9)][-1].finish_reason
+
+    with client.stream("hi") as stream:
+        assert "".join(map(str, stream)) == TEXT
+    assert stream.text == TEXT
+    assert stream.finish_reason in {"stop", "completed", "end_turn"}
+    assert stream.response.status_code == 200
+    with client.stream("hi") as left:
+        next(left)
+    asyncio.run(main())
+
+
+def test_a_stream_that_nobody_reads_opens_nothing(provider, supervisor):
+    client = supervisor.start_client("a", config(provider))
+    with client.stream("hi"):
+        pass
+
+    async def main():
+        async with client.astream("hi"):
+            pass
+
+    asyncio.run(main())
+    assert provider.calls == 0
+
+
+def test_a_stream_that_never_begins_is_typed(supervisor):
+    _, what = scripted("ConnectError")
+    client = supervisor.start_client("a", what)
+
+    async def main():
+        async with client.astream("hi") as stream:
+            await anext(stream)
+
+    with pytest.raises(ProviderDown):
+        next(client.stream("hi"))
+    with pytest.raises(ProviderDown):
+        asyncio.run(main())
+
+
+def test_module_level_calls_go_by_name(provider):
+    llm.start_client("mine", config(provider))
+    try:
+        assert llm.request("mine", "hi").text == TEXT
+        assert llm.stream("mine", "hi").text == ""
+        assert llm.status()["mine"]["state"] == "up"
+        assert llm.get_client("mine").name == "mine"
+
+        async def main():
+            assert (await llm.arequest("mine", "hi")).cached
+            return "".join([str(delta) async for delta in llm.astream("mine", "hi")])
+
+        assert asyncio.run(main()) == TEXT
+    finally:
+        llm.stop_client("mine")
+
+
+def test_http_post_has_the_body_and_the_headers_of_the_format(provider, supervisor):
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
+    for each in WIRES:
+        supervisor.start_client(each, config(provider, each, options={"top_p": 1})).request(messages)
+    chat, response, message = provider.seen
+    assert json.loads(chat.body) == {"model": "ok", "messages": messages, "top_p": 1}
+    assert json.loads(response.body) == {"model": "ok", "input": messages, "top_p": 1}
+    assert json.loads(message.body) == {
+        "model": "ok", "max_tokens": 4096, "messages": messages[1:], "system": "be brief", "top_p": 1,
+    }  # fmt: skip
+    assert chat.headers["authorization"] == response.headers["authorization"] == "Bearer sk-secret"
+    assert message.headers["x-api-key"] == "sk-secret"
+    assert message.headers["anthropic-version"] == "2023-06-01"
+    assert [seen.headers["content-type"] for seen in provider.seen] == ["application/json"] * 3
+
+
+@pytest.mark.parametrize("messages", [3, None, ["hi"], b"hi"])
+def test_messages_are_a_text_or_a_list_of_mappings(provider, supervisor, messages):
+    client = supervisor.start_client("a", config(provider))
+    with pytest.raises(TypeError, match="messages: a text, or a list of mappings"):
+        client.request(messages)
+    with pytest.raises(TypeError):
+        client.request("hi", odd=object())
+    assert supervisor.status()["a"]["crashes"] == 0
+
+
+# Errors
+
+
+def failing(status, code, **headers):
+    return Reply(status=status, json={"error": {"code": code, "message": "m"}}, headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        (failing(401, "invalid_api_key"), AuthError),
+        (failing(429, "rate_limit_exceeded"), RateLimited),
+        (failing(429, "insufficient_quota"), QuotaSpent),
+        (failing(400, "x"), BadRequest),
+        (failing(400, "context_length_exceeded"), ContextTooLong),
+        (failing(500, "server_error"), ProviderDown),
+        (failing(529, "overloaded_error"), ProviderDown),
+    ],
+)
+def test_non_200_is_raised_by_what_it_means(supervisor, reply, kind):
+    reply.headers["x-request-id"] = "req_7"
+    reply.headers["retry-after"] = "9"
+    _, what = scripted(reply)
+    client = supervisor.start_client("a", what)
+
+    async def main():
+        await client.arequest("hi")
+
+    async def streaming():
+        async with client.astream("hi") as stream:
+            await anext(stream)
+
+    for call in (
+        lambda: client.request("hi"),
+        lambda: next(client.stream("hi")),
+        lambda: asyncio.run(main()),
+        lambda: asyncio.run(streaming()),
+        lambda: trio.run(streaming),
+    ):
+        with pytest.raises(kind) as caught:
+            call()
+        error = caught.value
+        assert type(error) is kind
+        assert (error.client, error.status, error.request_id, error.retry_after) == (
+            "a",
+            reply.status,
+            "req_7",
+            9,
+        )
+        assert error.code == reply.json["error"]["code"]
+        assert [event.reason for event in error.trace] == [str(reply.status)]
+        assert f"status {reply.status}" in str(error)
+    assert supervisor.status()["a"]["crashes"] == 0
+
+
+def test_network_error_is_raised_and_counted_by_the_fuse(supervisor):
+    _, what = scripted("ConnectError", layers=presets.fuse())
+    client = supervisor.start_client("a", what)
+    for number in range(5):
+        with pytest.raises(ProviderDown, match="it cannot be reached: ConnectError"):
+            client.request(str(number))
+    with pytest.raises(BreakerOpen) as caught:
+        client.request("hi")
+    assert caught.value.retry_after == pytest.approx(5, rel=0.3)
+    assert isinstance(caught.value, ProviderDown)
+    assert refusal_of(caught.value.__cause__).code == "breaker_open"
+    assert caught.value.trace[-1].decision == "refused"
+
+
+def test_an_error_event_in_a_stream_is_typed(provider, supervisor, wire):
+    client = supervisor.start_client(wire, config(provider, wire, "midway", layers=[]))
+    got = []
+    with pytest.raises(ProviderDown, match="an error in the stream"):
+        got.extend(client.stream("hi"))
+    assert got
+
+    async def main():
+        async for delta in client.astream("hi"):
+            got.append(delta)  # noqa: PERF401
+
+    with pytest.raises(ProviderDown):
+        asyncio.run(main())
+
+
+def test_timeout_covers_queue_and_work():
+    io = VirtualIO()
+    with Supervisor(io=io) as supervisor:
+        script, what = scripted(Reply(json=CHAT, delay=60), io=io, timeout=30)
+        client = supervisor.start_client("a", what)
+        (error,) = io.run_all(client.arequest("hi"))
+        assert isinstance(error, DeadlineExceeded)
+        assert isinstance(error, TimeoutError)
+        assert io.now() == 30
+        slow, what = scripted(Reply(json=CHAT), io=io, layers=[RateLimit(rpm=1)])
+        queue = supervisor.start_client("b", what)
+        first, second = io.run_all(queue.arequest("1"), queue.arequest("2", timeout=7))
+        assert first.text == "hi"
+        assert isinstance(second, RateLimited | DeadlineExceeded)  # told at once, not after the 60 s
+        assert len(slow.requests) == 1
+
+
+def test_a_timeout_of_a_layer_is_typed(provider, supervisor):
+    provider.slow = 0.5
+    layers = [Timeout(attempt=0.05)]
+    client = supervisor.start_client("a", config(provider, model="slow", layers=layers))
+
+    async def main():
+        await client.arequest("hi")
+
+    with pytest.raises(ProviderDown, match="ReadTimeout"):
+        asyncio.run(main())
+
+
+# The stack of the design
+
+
+def test_pipeline_is_cache_fuse_network():
+    assert repr(Pipeline(ClientConfig(model="m").layers)).startswith(
+        "Pipeline([Cache(key='messages'), Breaker("
+    )
+
+
+def test_get_or_set_asks_only_on_a_miss(provider, supervisor):
+    client = supervisor.start_client("a", config(provider))
+    first, again = client.request("hi"), client.request("hi")
+    assert (first.cached, again.cached, provider.calls) == (False, True, 1)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: client.request("together"), range(8)))
+    assert provider.calls == 2
+
+
+def test_own_fuse_melts_at_the_fifth_non_200(supervisor):
+    script, what = scripted(404, layers=presets.fuse())
+    client = supervisor.start_client("a", what)
+    for number in range(5):
+        with pytest.raises(BadRequest):
+            client.request(str(number))
+    with pytest.raises(BreakerOpen):
+        client.request("x")
+    assert len(script.requests) == 5
+
+
+def test_state_isolation_a_melted_fuse_leaves_its_neighbour_untouched(provider, supervisor):
+    claude = supervisor.start_client("claude", config(provider, "anthropic", "503"))
+    gpt = supervisor.start_client("gpt", config(provider))
+    for number in range(6):
+        with pytest.raises(ProviderDown):
+            claude.request(str(number))
+    with pytest.raises(BreakerOpen):
+        claude.request("x")
+    assert gpt.request("x").text == TEXT
+    status = supervisor.status()
+    assert status["gpt"]["failures"] == 0
+    assert status["gpt"]["layers"][1]["not_closed"] == {}
+
+
+# Concurrency
+
+
+def test_controlled_concurrency_threads_and_loops_call_one_client_at_once(provider, supervisor):
+    client = supervisor.start_client("a", config(provider, layers=[Retry(), Breaker()]))
+
+    async def many(number):
+        return await asyncio.gather(*(client.arequest(f"{number} {each}") for each in range(10)))
+
+    def loop(number):
+        return [answer.text for answer in asyncio.run(many(number))]
+
+    with ThreadPoolExecutor(24) as pool:
+        loops = [pool.submit(loop, number) for number in range(3)]
+        threads = [pool.submit(client.request, str(number)) for number in range(30)]
+        assert [future.result().text for future in threads] == [TEXT] * 30
+        assert [future.result() for future in loops] == [[TEXT] * 10] * 3
+    assert provider.calls == 60
+    # the loops have ended, and their connections with them; those of blocking calls stay open
+    client.close()
+    assert provider.wait_until_left(10)
+
+
+def test_calls_run_in_parallel(supervisor):
+    meeting = threading.Barrier(4, timeout=10)
+
+    def answer(request):
+        meeting.wait()  # nobody gets on before all are here
+        return Reply(json=CHAT)
+
+    _, what = scripted(answer)
+    client = supervisor.start_client("a", what)
+    with ThreadPoolExecutor(4) as pool:
+        assert [one.text for one in pool.map(client.request, "abcd")] == ["hi"] * 4
+
+
+def test_one_client_serves_repeated_runs_of_event_loops(provider, supervisor):
+    client = supervisor.start_client("a", config(provider, layers=[]))
+
+    async def main():
+        return (await client.arequest("hi")).text
+
+    async def on_trio():
+        return (await client.arequest("hi")).text
+
+    for _ in range(3):
+        assert asyncio.run(main()) == TEXT
+        assert trio.run(on_trio) == TEXT
+        assert client.request("hi").text == TEXT
+    assert provider.connections == 7  # one for each loop, and one for all blocking calls
+
+
+def test_a_forked_process_has_connections_and_locks_of_its_own(provider, supervisor):
+    client = supervisor.start_client("a", config(provider, layers=[Cache()]))
+    client.request("parent")
+    assert provider.connections == 1
+    held = client._lock
+    held.acquire()  # another thread may be just there
+    child = os.fork()
+    if not child:
+        try:
+            os._exit(0 if client.request("child").text == TEXT else 1)
+        except BaseException:
+            os._exit(2)
+    held.release()
+    assert os.waitpid(child, 0)[1] == 0
+    assert client.request("parent again").text == TEXT
+    assert provider.connections == 2  # the parent's own is still in use
+    assert provider.calls == 3
+
+
+def test_what_is_renewed_has_nothing_of_before(supervisor):
+    _, what = scripted(Reply(json=CHAT), layers=[Cache()])
+    client = supervisor.start_client("a", what)
+    client.request("hi")
+    for thing in (client, client.health, supervisor):
+        thing._lock.acquire()
+    renew_all()
+    assert not client.request("hi").cached
+    assert supervisor.get_client("a") is client
+
+
+# Supervision
+
+
+class Buggy:
+    """A layer with state, and a bug that a prompt sets off."""
+
+    built = 0
+
+    def build(self):
+        type(self).built += 1
+        return self.Running()
+
+    class Running:
+        def __init__(self):
+            self.calls = 0
+
+        async def __call__(self, request, call_next, io):
+            self.calls += 1
+            if b"bug" in request.content:
+                raise ZeroDivisionError("a bug")
+            return await call_next(request)
+
+        def snapshot(self):
+            return {"calls": self.calls}
+
+
+def test_supervision_a_bug_in_a_layer_restarts_that_layer_and_keeps_what_protects():
+    Buggy.built = 0
+    events = []
+    with Supervisor(on_event=events.append) as supervisor:
+        script, what = scripted(503, Reply(json=CHAT), layers=[Cache(), Breaker(consecutive=9), Buggy()])
+        client = supervisor.start_client("a", what)
+        with pytest.raises(ProviderDown):
+            client.request("fails once")
+        assert client.request("kept").text == "hi"
+        with pytest.raises(Crashed, match="ZeroDivisionError: a bug") as caught:
+            client.request("bug")
+        assert isinstance(caught.value.__cause__, ZeroDivisionError)
+        assert Buggy.built == 2
+        cache, breaker, buggy = client.pipeline.snapshot()["layers"]
+        assert buggy == {"layer": "Buggy", "calls": 0}
+        assert breaker["circuits"] == 1
+        assert client.request("kept").cached
+        status = supervisor.status()["a"]
+        assert (status["state"], status["crashes"], status["restarts"]) == ("up", 1, 1)
+    assert [event.what for event in events] == ["started", "crashed", "restarted", "stopped"]
+
+
+@pytest.mark.parametrize(
+    "body", [b"no json", b"[]", b'{"choices": []}', b'{"choices": [{"message": 3}]}', b"null"]
+)
+def test_malformed_json_is_a_crash_of_that_client_only(supervisor, body):
+    _, what = scripted(Reply(content=body, headers={"content-type": "application/json"}))
+    client = supervisor.start_client("a", what)
+    _, other = scripted(Reply(json=CHAT))
+    neighbour = supervisor.start_client("b", other)
+    with pytest.raises(Crashed, match="Malformed"):
+        client.request("hi")
+    assert supervisor.status()["a"]["crashes"] == 1
+    assert (neighbour.request("hi").text, supervisor.status()["b"]["crashes"]) == ("hi", 0)
+
+
+def test_a_crash_of_no_layer_restarts_those_that_are_not_ours(supervisor):
+    Buggy.built = 0
+    _, what = scripted(Reply(content=b"no json"), layers=[Cache(), Buggy(), Breaker()])
+    client = supervisor.start_client("a", what)
+    cache = client.pipeline[Cache]
+    with pytest.raises(Crashed):
+        client.request("hi")
+    assert Buggy.built == 2
+    assert client.pipeline[Cache] is cache
+
+
+def test_malformed_events_are_a_crash_too(supervisor):
+    reply = Reply(chunks=[b"data: {\n\n"], headers={"content-type": "text/event-stream"})
+    _, what = scripted(reply)
+    client = supervisor.start_client("a", what)
+    with pytest.raises(Crashed):
+        list(client.stream("hi"))
+
+
+def test_restart_intensity_then_down_with_a_reason_and_a_growing_rest():
+    io, events = VirtualIO(), []
+    with Supervisor(max_restarts=2, window=5, rest=5, io=io, on_event=events.append) as supervisor:
+        _, what = scripted(Reply(json=CHAT), io=io, layers=[Buggy()])
+        client = supervisor.start_client("a", what)
+        for _ in range(3):
+            with pytest.raises(Crashed):
+                client.request("bug")
+        with pytest.raises(ClientDown, match="it rests: ZeroDivisionError") as caught:
+            client.request("hi")
+        assert caught.value.retry_after == 5
+        assert supervisor.status()["a"]["state"] == "down"
+        io.advance(5)
+        assert client.request("hi").text == "hi"
+        for _ in range(2):
+            with pytest.raises(Crashed):
+                client.request("bug")
+        assert supervisor.status()["a"]["state"] == "up"
+    assert [event.what for event in events].count("down") == 1
+
+
+def test_the_rest_doubles_up_to_a_minute_and_starts_anew_after_a_quiet_time():
+    core, now, rests = Intensity(Restarts(0, 5.0, 5.0, 60.0)), 0.0, []
+    for _ in range(6):
+        assert not core.crash(now)
+        rests.append(core.down_for(now))
+        now += rests[-1]
+        assert core.down_for(now) is None
+    assert rests == [5, 10, 20, 40, 60, 60]
+    assert not core.crash(now + 61)
+    assert core.down_for(now + 61) == 5
+
+
+def test_crashes_that_are_far_apart_are_restarted_for_ever():
+    core = Intensity(Restarts(1, 5.0, 5.0, 60.0))
+    assert all(core.crash(10.0 * number) for number in range(100))
+
+
+def test_a_bug_below_the_layers_is_a_crash_of_no_layer(supervisor):
+    def breaks(request):
+        raise ZeroDivisionError("in the transport")
+
+    Buggy.built = 0
+    _, what = scripted(breaks, layers=[Cache(), Breaker()])
+    client = supervisor.start_client("a", what)
+    before = client.pipeline.steps
+    with pytest.raises(Crashed, match="ZeroDivisionError: in the transport"):
+        client.request("hi")
+    assert client.pipeline.steps == before  # what is ours goes on
+    assert supervisor.status()["a"]["crashes"] == 1
+
+
+def test_the_callers_own_mistake_is_no_crash(provider, supervisor):
+    from dspex_pipe import options
+
+    client = supervisor.start_client("a", config(provider))
+    with options(no_such_option=3), pytest.raises(TypeError, match="unknown option 'no_such_option'"):
+        client.request("hi")
+    assert supervisor.status()["a"]["crashes"] == 0
+
+
+# Reconfiguration, travel
+
+
+def test_reconfigure_swaps_the_config_and_keeps_the_state(provider, supervisor):
+    layers = [Cache(), Breaker()]
+    client = supervisor.start_client("a", config(provider, layers=layers))
+    client.request("hi")
+    client.reconfigure(layers=[*layers, Retry()], timeout=5)
+    assert client.request("hi").cached
+    assert [layer["layer"] for layer in client.pipeline.snapshot()["layers"]] == ["Cache", "Breaker", "Retry"]
+    client.reconfigure(config(provider, model="other", layers=[*layers, Retry()]))
+    assert client.request("hi").model == "other"
+    assert client.config.model == "other"
+
+
+@pytest.mark.parametrize(
+    "bad", [{"timeout": -1}, {"layers": [3]}, {"no_such": 1}, {"api_key": lambda: ""}, {"layers": [Retry]}]
+)
+def test_a_bad_config_changes_nothing(provider, supervisor, bad):
+    client = supervisor.start_client("a", config(provider))
+    before = client.config, client.pipeline
+    with pytest.raises((ValueError, TypeError, LookupError)):
+        client.reconfigure(**bad)
+    assert (client.config, client.pipeline) == before
+    assert client.request("hi").text == TEXT
+
+
+def test_connections_stay_when_layers_change_and_go_when_httpxs_settings_do(provider, supervisor):
+    client = supervisor.start_client("a", config(provider, layers=[]))
+    client.request("hi")
+    client.reconfigure(layers=[Retry()])
+    client.request("hi")
+    assert provider.connections == 1
+    client.reconfigure(http={"headers": {"x-team": "search"}})
+    client.request("hi")
+    assert provider.connections == 2
+    assert provider.seen[-1].headers["x-team"] == "search"
+
+
+def test_layers_that_were_exchanged_are_closed_in_the_end(supervisor):
+    class Closing:
+        def __init__(self):
+            self.closed = 0
+
+        def build(self):
+            return self
+
+        async def __call__(self, request, call_next, io):
+            return await call_next(request)
+
+        def close(self):
+            self.closed += 1
+
+    first, second = Closing(), Closing()
+    _, what = scripted(Reply(json=CHAT), layers=[first])
+    client = supervisor.start_client("a", what)
+    client.reconfigure(layers=[second])
+    assert first.closed == 0  # a call may be on its way through it
+    supervisor.stop_client("a")
+    assert (first.closed, second.closed) == (1, 1)
+
+
+def test_calls_under_way_finish_as_what_they_began_with(supervisor):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def answer(request):
+        begun.set()
+        go_on.wait(10)
+        return Reply(json={**CHAT, "model": json.loads(request.content)["model"]})
+
+    _, what = scripted(answer)
+    client = supervisor.start_client("a", what)
+    with ThreadPoolExecutor(1) as pool:
+        early = pool.submit(client.request, "hi")
+        assert begun.wait(10)
+        client.reconfigure(model="new", layers=[Retry()])
+        go_on.set()
+        assert early.result().model == "m"
+    assert client.request("hi").model == "new"
+
+
+def test_stopping_waits_for_calls_under_way(supervisor):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def answer(request):
+        begun.set()
+        go_on.wait(10)
+        return Reply(json=CHAT)
+
+    _, what = scripted(answer)
+    client = supervisor.start_client("a", what)
+    with ThreadPoolExecutor(2) as pool:
+        early = pool.submit(client.request, "hi")
+        assert begun.wait(10)
+        stopping = pool.submit(supervisor.stop_client, "a")
+        while not client._closed:
+            pass
+        assert not stopping.done()
+        go_on.set()
+        assert early.result().text == "hi"
+        stopping.result(10)
+
+
+def test_an_async_supervisor_stops_all_and_closes_their_connections(provider):
+    async def main():
+        async with Supervisor() as supervisor:
+            for wire in WIRES:
+                await supervisor.start_client(wire, config(provider, wire)).arequest("hi")
+                supervisor.get_client(wire).request("blocking")
+        with pytest.raises(LookupError):
+            supervisor.get_client("openai")
+        assert provider.wait_until_left(10)
+        async with Supervisor() as idle:
+            idle.start_client("a", config(provider))
+
+    asyncio.run(main())
+
+
+def test_an_async_supervisor_waits_too(provider):
+    async def main():
+        before = provider.calls
+        async with Supervisor() as supervisor:
+            client = supervisor.start_client("a", config(provider, model="slow", layers=[]))
+            async with anyio.create_task_group() as group:
+                group.start_soon(client.arequest, "hi")
+                while provider.calls == before:
+                    await anyio.sleep(0.001)
+                await supervisor.astop_client("a")
+        assert provider.wait_until_left(10)
+
+    asyncio.run(main())
+    trio.run(main)
+
+
+def test_a_client_travels_as_its_name_and_config_without_secrets(provider, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "other")
+    client = llm.start_client("traveller", config(provider))
+    try:
+        packed = pickle.dumps(client)
+        assert b"sk-secret" not in packed
+        assert pickle.loads(packed) is client
+        assert copy.copy(client) is copy.deepcopy(client) is client
+        llm.stop_client("traveller")
+        arrived = pickle.loads(packed)  # as in a process where nobody has the name
+        assert (arrived.name, arrived.config.model) == ("traveller", "ok")
+        arrived.request("hi")
+        assert provider.seen[-1].headers["authorization"] == "Bearer other"
+    finally:
+        llm.stop_client("traveller")
+
+
+def test_a_config_keeps_the_name_of_a_variable_when_it_travels():
+    there = pickle.loads(pickle.dumps(ClientConfig(model="m", api_key=Env("X"), timeout=3)))
+    assert (there.api_key, there.timeout, there) == (Env("X"), 3, ClientConfig(model="m", timeout=3))
+
+
+# The formats
+
+
+def test_an_answer_without_usage_has_none():
+    assert FORMATS["anthropic"].parse({"content": []}).usage is None
+    assert FORMATS["openai"].parse(CHAT).usage is None
+
+
+def test_tool_calls_are_understood():
+    tool = {"id": "c1", "function": {"name": "f", "arguments": "{}"}}
+    chat = {"choices": [{"message": {"content": None, "tool_calls": [tool]}}], "usage": None}
+    function = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"}
+    response = {"output": [function, {"type": "reasoning"}], "status": "incomplete",
+                "incomplete_details": {"reason": "max_output_tokens"},
+                "usage": {"input_tokens": 5, "output_tokens": 3, "input_tokens_details": {"cached_tokens":
+                2}}}  # fmt: skip
+    message = {"content": [{"type": "tool_use", "id": "c1", "name": "f", "input": {}}],
+               "usage": {"input_tokens": 3, "cache_read_input_tokens": 2, "output_tokens": 3}}  # fmt: skip
+    for wire, document in (("openai", chat), ("responses", response), ("anthropic", message)):
+        answer = FORMATS[wire].parse(document)
+        (call,) = answer.tool_calls
+        assert (call.id, call.name, call.arguments, answer.text) == ("c1", "f", "{}", "")
+    assert FORMATS["responses"].parse(response).finish_reason == "max_output_tokens"
+    assert FORMATS["responses"].parse(response).usage == FORMATS["anthropic"].parse(message).usage
+
+
+def test_events_without_news_bring_no_delta():
+    assert FORMATS["openai"].piece('{"choices": [], "usage": {}}') is None
+    assert FORMATS["responses"].piece('{"type": "response.created"}') is None
+    assert FORMATS["responses"].piece('{"type": "response.reasoning_text.delta", "delta": "hm"}').text == ""
+    assert FORMATS["anthropic"].piece('{"type": "ping"}') is None
+    with pytest.raises(Malformed, match=r"an event without the shape of openai\.chat"):
+        FORMATS["openai"].piece("[" * 100_000)
+
+
+def test_errors_are_one_family():
+    for name in llm.__all__:
+        thing = getattr(llm, name)
+        if isinstance(thing, type) and issubclass(thing, Exception):
+            assert issubclass(thing, LLMError)
+    assert str(LLMError("m", client="a", status=500, code="c", request_id="r")) == (
+        "a: m (status 500, code c, request id r)"
+    )
+    assert httpx.HTTPError not in LLMError.__mro__
+
+
+# All of it at once
+
+
+class Shaky:
+    """A layer that crashes now and then."""
+
+    def __init__(self, seed):
+        self.dice = Random(seed)
+
+    def build(self):
+        return self
+
+    async def __call__(self, request, call_next, io):
+        if self.dice.random() < 0.01:
+            raise ZeroDivisionError("shaky")
+        return await call_next(request)
+
+
+def test_an_hour_of_faults_and_crashes_answers_every_call_or_fails_it_in_time():
+    """Four clients, 64 callers of each, 60 virtual minutes: every answer is its own client's."""
+    io = VirtualIO(seed=5)
+    names = ("alpha", "beta", "gamma", "delta")
+    scripts, outcomes = {}, Counter()
+
+    def answers(name):
+        def answer(request):
+            question = json.loads(request.content)["messages"][0]["content"]
+            return Reply(
+                json={**CHAT, "choices": [{"message": {"content": f"{name} on {question}"}}]}, delay=1
+            )
+
+        return answer
+
+    async def caller(client, number):
+        dice = Random(f"{client.name}/{number}")
+        for turn in range(12):
+            await io.sleep(dice.uniform(0, 600))
+            question, began = f"{number % 32}.{turn}", io.now()
+            try:
+                answer = await client.arequest(question)
+                assert answer.text == f"{client.name} on {question}"
+                outcomes["cached" if answer.cached else "answered"] += 1
+            except LLMError as exc:
+                assert exc.client == client.name
+                outcomes[type(exc).__name__] += 1
+            assert io.now() - began <= 30 + 1e-6
+
+    with Supervisor(io=io) as supervisor:
+        for number, name in enumerate(names):
+            faults = [Latency(20, jitter=20, rate=0.1), Raise("ReadError", rate=0.1), Status(500, rate=0.1)]
+            layers = [
+                Cache(),
+                Retry(),
+                Breaker(),
+                RateLimit(rpm=600),
+                Shaky(number),
+                Chaos(*faults, seed=number),
+            ]
+            scripts[name], what = scripted(answers(name), io=io, layers=layers)
+            supervisor.start_client(name, what)
+        clients = [supervisor.get_client(name) for name in names]
+        results = io.run_all(*(caller(client, number) for client in clients for number in range(64)))
+        assert results == [None] * 256
+        status = supervisor.status()
+        for client in clients:
+            cache, _, breaker, limit, *_ = client.pipeline.snapshot()["layers"]
+            assert cache["under_way"] == breaker["probing"] == 0
+            assert all(key["waiting"] == 0 for key in limit["keys"].values())
+    assert sum(outcomes.values()) == 256 * 12
+    assert outcomes["answered"] > 1000
+    assert {"cached", "Crashed", "ProviderDown"} <= outcomes.keys(), outcomes
+    assert all(one["crashes"] for one in status.values())
+    assert all(script.open == 0 for script in scripts.values())
+
+
+def test_threads_and_loops_under_faults_get_their_own_answers_and_leave_nothing(provider):
+    """Four clients, 64 threads and 3 event loops at once, on real sockets."""
+    provider.slow = 0.02
+    with Supervisor(max_restarts=1000) as supervisor:
+        for number in range(4):
+            faults = [Raise("ReadError", rate=0.05), Status(503, rate=0.05), Latency(0.005, rate=0.2)]
+            layers = [
+                Cache(),
+                Retry(wait_initial=0, wait_jitter=0.01),
+                Shaky(number),
+                Chaos(*faults, seed=number),
+            ]
+            model = ("ok", "busyx1", "503x1", "slow")[number]
+            supervisor.start_client(str(number), config(provider, model=model, layers=layers))
+        outcomes = Counter()
+
+        def note(client, answer):
+            assert answer.model == client.config.model
+            outcomes["answered"] += 1
+
+        def thread(number):
+            client = supervisor.get_client(str(number % 4))
+            for turn in range(4):
+                try:
+                    note(client, client.request(f"{number} {turn}"))
+                except LLMError as exc:
+                    outcomes[type(exc).__name__] += 1
+
+        async def task(number):
+            client = supervisor.get_client(str(number % 4))
+            try:
+                note(client, await client.arequest(f"task {number}"))
+            except LLMError as exc:
+                outcomes[type(exc).__name__] += 1
+
+        async def loop(number):
+            await asyncio.gather(*(task(100 * number + each) for each in range(40)))
+            assert len(asyncio.all_tasks()) == 1
+
+        with ThreadPoolExecutor(67) as pool:
+            loops = [pool.submit(lambda number=number: asyncio.run(loop(number))) for number in range(3)]
+            threads = [pool.submit(thread, number) for number in range(64)]
+            for future in (*loops, *threads):
+                future.result(60)
+    assert sum(outcomes.values()) == 64 * 4 + 3 * 40
+    assert outcomes["answered"] > 200
+    assert provider.wait_until_left(10)
