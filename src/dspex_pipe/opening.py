@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol
@@ -20,6 +21,8 @@ from .outcome import Meaning
 __all__ = ["Stack", "expect_next_hop", "open_call"]
 
 _calls = itertools.count(1)
+_UNSAFE = re.compile(rb"[\r\n\0]")
+_OURS_OR_AN_SDKS = {b"x-", b"X-"}  # what else a name begins with is not looked at, for speed
 
 
 class Stack(Protocol):
@@ -96,10 +99,14 @@ def _take_headers(request: Request) -> tuple[dict[str, Any], bool]:
     options: dict[str, Any] = {}
     ours: set[str] = set()
     sdk = False
-    for name, value in request.headers.raw:
-        if b"\n" in value or b"\r" in value or b"\0" in value:
-            error = family_of(request).module.LocalProtocolError
-            raise error(f"header {name.decode('latin-1')!r} holds a CR, LF or NUL character")
+    headers = request.headers.raw
+    if _UNSAFE.search(b"".join([value for _, value in headers])):
+        name = next(name for name, value in headers if _UNSAFE.search(value))
+        error = family_of(request).module.LocalProtocolError
+        raise error(f"header {name.decode('latin-1')!r} holds a CR, LF or NUL character")
+    for name, value in headers:
+        if name[:2] not in _OURS_OR_AN_SDKS:
+            continue
         key = name.lower()
         if key.startswith(HEADER):
             ours.add(key.decode("latin-1"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from types import TracebackType
 from typing import Any, Protocol
 
 from ..io import Event
@@ -25,12 +24,7 @@ class UnderWay:
         with self._changed:
             self._count += 1
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         with self._changed:
             self._count -= 1
             if not self._count:
