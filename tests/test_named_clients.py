@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
+import gzip
 import json
 import logging
 import os
@@ -38,7 +40,7 @@ from dspex_pipe.llm import (
 )
 from dspex_pipe.llm.formats import FORMATS, Malformed
 from dspex_pipe.llm.health import Intensity, Restarts
-from dspex_pipe.llm.lifetime import renew_all
+from dspex_pipe.llm.lifetime import renew_after_fork, renew_all
 from dspex_pipe.testing import Reply, Script, VirtualIO
 
 TEXT = "Forty-two."
@@ -172,7 +174,7 @@ def test_a_missing_key_is_told_at_the_start(supervisor, monkeypatch, wire, varia
     monkeypatch.delenv(variable, raising=False)
     with pytest.raises(LookupError, match=f"no API key: the environment variable {variable} is not set"):
         supervisor.start_client("a", ClientConfig(model="m", wire=wire))
-    with pytest.raises(LookupError, match="no API key: the function for it returned NoneType"):
+    with pytest.raises(LookupError, match="no API key: what the function for it returns is not set"):
         supervisor.start_client("a", ClientConfig(model="m", wire=wire, api_key=lambda: None))
     monkeypatch.setenv(variable, "k")
     supervisor.start_client("a", ClientConfig(model="m", wire=wire))
@@ -433,6 +435,225 @@ def test_a_timeout_of_a_layer_is_typed(provider, supervisor):
         asyncio.run(main())
 
 
+def events(*documents, done=True, **more):
+    lines = [f"data: {json.dumps(document)}\n\n".encode() for document in documents]
+    chunks = [*lines, *([b"data: [DONE]\n\n"] if done else [])]
+    return Reply(chunks=chunks, headers={"content-type": "text/event-stream"}, **more)
+
+
+def piece(text, reason=None):
+    return {"choices": [{"delta": {"content": text}, "finish_reason": reason}]}
+
+
+FAILED = {"error": {"code": "server_error"}}
+
+
+async def collect(stream):
+    """What came, and the error behind it; of either kind of stream."""
+    got = []
+    try:
+        if hasattr(stream, "__aiter__"):
+            async for delta in stream:
+                got.append(delta.text)  # noqa: PERF401
+        else:
+            got.extend(delta.text for delta in stream)
+    except LLMError as exc:
+        return got, exc
+    return got, None
+
+
+def both(client, **options):
+    """The same stream, read by blocking code, on asyncio and on trio."""
+
+    async def blocking():
+        got = []
+        try:
+            for delta in client.stream("hi", **options):
+                got.append(delta.text)  # noqa: PERF401
+        except LLMError as exc:
+            return got, exc
+        return got, None
+
+    return [
+        asyncio.run(blocking()),
+        asyncio.run(collect(client.astream("hi", **options))),
+        trio.run(collect, client.astream("hi", **options)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("reply", "texts", "kind"),
+    [
+        (events(piece("a"), piece("b"), piece("", "stop")), ["a", "b", ""], None),
+        (events(piece("a"), piece("b"), FAILED), ["a", "b"], ProviderDown),
+        (Reply(chunks=[b"".join(events(piece("a"), FAILED).chunks)],
+               headers={"content-type": "text/event-stream"}), ["a"], ProviderDown),
+        (events(piece("a")), ["a"], ProviderDown),
+        (events(piece("a"), done=False), ["a"], ProviderDown),
+        (events(piece("a"), error="ReadError", done=False), ["a"], ProviderDown),
+        (
+            Reply(
+                chunks=[gzip.compress(b"".join(events(piece("a"), piece("", "stop")).chunks))],
+                headers={"content-type": "text/event-stream", "content-encoding": "gzip"},
+            ),
+            ["a", ""],
+            None,
+        ),
+        (
+            Reply(chunks=[b"x"], headers={"content-type": "text/event-stream", "content-encoding": "odd"}),
+            [],
+            Crashed,
+        ),
+        (events(piece(["x"])), [], Crashed),
+        (events({"odd": 1}), [], Crashed),
+        (Reply(content=b"<h1>log in</h1>", headers={"content-type": "text/html"}), [], Crashed),
+        (Reply(json=CHAT), [], Crashed),
+        (Reply(status=302, headers={"location": "/x"}), [], ProviderDown),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_stream_gives_what_came_and_then_tells_what_went_wrong(reply, texts, kind):
+    _, what = scripted(reply)
+    client = Supervisor(max_restarts=99).start_client("a", what)
+    for got, error in both(client):
+        assert got == texts
+        assert error is None if kind is None else type(error) is kind
+        assert error is None or error.__cause__ is not error
+    client.close()
+    assert client.under_way.left() == 0
+
+
+def test_a_response_that_failed_is_no_answer(supervisor):
+    failed = {"status": "failed", "error": {"code": "rate_limit_exceeded"}, "output": []}
+    for reply in (Reply(json=failed), events({"type": "response.failed", "response": failed}, done=False)):
+        _, what = scripted(reply, wire="responses")
+        client = supervisor.start_client("a", what)
+        with pytest.raises(RateLimited) as caught:
+            client.request("hi") if reply.json else list(client.stream("hi"))
+        assert caught.value.code == "rate_limit_exceeded"
+        supervisor.stop_client("a")
+
+
+def test_a_stream_that_has_ended_or_was_left_gives_nothing_more_and_sends_nothing_again(supervisor):
+    script, what = scripted(events(piece("a"), piece("", "stop")), 503)
+    client = supervisor.start_client("a", what)
+    stream = client.stream("hi")
+    assert len(list(stream)) == 2
+    assert list(stream) == []
+
+    async def main():
+        left = client.astream("hi")
+        await left.aclose()
+        assert [delta async for delta in left] == []
+        failing_one = client.astream("hi")
+        with pytest.raises(ProviderDown):
+            await anext(failing_one)
+        assert [delta async for delta in failing_one] == []
+
+    asyncio.run(main())
+    assert len(script.requests) == 2
+
+
+def test_a_stream_that_is_dropped_holds_up_neither_the_next_call_nor_the_end(provider):
+    with Supervisor() as supervisor:
+        what = config(provider, layers=[], http={"limits": httpx.Limits(max_connections=1)}, timeout=5)
+        client = supervisor.start_client("a", what)
+        for _ in range(3):
+            next(client.stream("hi"))
+            gc.collect()
+        assert client.request("hi").text == TEXT
+
+        async def main():
+            await anext(client.astream("hi"))
+
+        asyncio.run(main())
+        gc.collect()
+        assert client.under_way.left() == 0
+    assert provider.wait_until_left(10)
+
+
+@pytest.mark.parametrize("run", [asyncio.run, trio.run], ids=["asyncio", "trio"])
+def test_a_stream_that_is_cancelled_is_over(provider, supervisor, run):
+    provider.slow = 0.3
+    client = supervisor.start_client("a", config(provider, model="stall", layers=[]))
+
+    async def main():
+        stream = client.astream("hi")
+        with anyio.move_on_after(0.05) as scope:
+            await anext(stream)
+        assert scope.cancelled_caught
+        assert client.under_way.left() == 0
+        assert [delta async for delta in stream] == []
+
+    run(main) if run is trio.run else run(main())
+
+
+def test_an_interrupt_while_a_stream_is_read_closes_it(supervisor):
+    def interrupts(request):
+        raise KeyboardInterrupt
+
+    _, what = scripted(interrupts)
+    client = supervisor.start_client("a", what)
+    with pytest.raises(KeyboardInterrupt):
+        next(client.stream("hi"))
+    assert client.under_way.left() == 0
+
+
+def test_a_stream_begun_after_the_client_was_stopped_is_refused(supervisor):
+    script, what = scripted(events(piece("a", "stop")))
+    stream = supervisor.start_client("a", what).stream("hi")
+    supervisor.stop_client("a")
+    with pytest.raises(ClientDown):
+        next(stream)
+    assert script.requests == []
+
+
+def test_errors_travel_too():
+    error = BadRequest("m", client="a", status=400, code="c", request_id="r", retry_after=3)
+    there = pickle.loads(pickle.dumps(error))
+    assert (type(there), str(there), there.retry_after) == (BadRequest, str(error), 3)
+    assert str(copy.copy(error)) == str(error)
+
+
+@pytest.mark.parametrize("key", ["sk-é", "sk\nforged"])
+def test_a_key_that_no_header_takes_is_told_without_showing_it(supervisor, key):
+    with pytest.raises(LookupError, match="what was given holds what no header takes") as caught:
+        supervisor.start_client("a", ClientConfig(model="m", api_key=key))
+    assert key not in repr(caught.value)
+
+
+def test_the_key_that_was_sent_is_the_one_that_is_redacted(supervisor, caplog):
+    keys = iter(f"sk-rotating-{number}" for number in range(9))
+
+    def echo(request):
+        return failing(401, request.headers["authorization"])
+
+    _, what = scripted(echo)
+    client = supervisor.start_client("a", what.evolve(api_key=lambda: next(keys)))
+    with pytest.raises(AuthError):
+        client.request("hi")
+    assert "Bearer [key]" in caplog.text
+    assert "sk-rotating" not in caplog.text
+
+
+def test_a_caller_cannot_ask_a_whole_answer_to_stream(provider, supervisor):
+    client = supervisor.start_client("a", config(provider))
+    with pytest.raises(TypeError, match="stream is no option of a request"):
+        client.request("hi", stream=True)
+    assert supervisor.status()["a"]["crashes"] == 0
+
+
+def test_system_messages_of_blocks_are_handed_on():
+    block = {"type": "text", "text": "be brief"}
+    body = FORMATS["anthropic"].request(
+        "m",
+        [{"role": "system", "content": [block]}, {"role": "system", "content": "and kind"}],
+        {},
+        stream=False,
+    )
+    assert body["system"] == [block, {"type": "text", "text": "and kind"}]
+
+
 # The stack of the design
 
 
@@ -631,6 +852,72 @@ def test_a_crash_of_no_layer_restarts_those_that_are_not_ours(supervisor):
     assert client.pipeline[Cache] is cache
 
 
+def test_calls_that_one_bad_layer_crashes_together_are_one_crash():
+    class Poisoned(Buggy):
+        class Running(Buggy.Running):
+            async def __call__(self, request, call_next, io):
+                await io.sleep(1)  # all of them are in here
+                return await super().__call__(request, call_next, io)
+
+    io = VirtualIO()
+    with Supervisor(io=io) as supervisor:
+        _, what = scripted(Reply(json=CHAT), io=io, layers=[Poisoned()])
+        client = supervisor.start_client("a", what)
+        results = io.run_all(*(client.arequest(f"bug {number}") for number in range(10)))
+        assert all(isinstance(result, Crashed) for result in results)
+        status = supervisor.status()["a"]
+        assert (status["state"], status["crashes"], status["restarts"]) == ("up", 1, 1)
+
+
+def test_a_layer_that_cannot_be_built_again_is_a_crash_and_the_caller_gets_a_typed_error():
+    class Once(Buggy):
+        def build(self):
+            if type(self).built:
+                raise OSError("disk gone")
+            return super().build()
+
+    Once.built = 0
+    with Supervisor(max_restarts=1) as supervisor:
+        _, what = scripted(Reply(json=CHAT), layers=[Once()])
+        client = supervisor.start_client("a", what)
+        for _ in range(2):
+            with pytest.raises(Crashed, match="a bug"):
+                client.request("bug")
+        with pytest.raises(ClientDown, match="it rests: OSError"):
+            client.request("hi")
+
+
+def test_a_layer_whose_snapshot_fails_hides_no_other_client(supervisor):
+    class Shy(Buggy):
+        class Running(Buggy.Running):
+            def snapshot(self):
+                raise RuntimeError("shy")
+
+    for name, layers in (("a", [Shy()]), ("b", [])):
+        supervisor.start_client(name, scripted(Reply(json=CHAT), layers=layers)[1])
+    assert supervisor.status()["a"]["layers"] == "no snapshot: RuntimeError"
+    assert supervisor.status()["b"]["layers"] == []
+
+
+def test_one_that_cannot_begin_anew_after_a_fork_keeps_no_other_from_it(caplog):
+    class Stubborn:
+        def renew(self):
+            raise OSError("no")
+
+    class Willing:
+        renewed = 0
+
+        def renew(self):
+            self.renewed += 1
+
+    things = [Willing(), Stubborn(), Willing()]
+    for thing in things:
+        renew_after_fork(thing)
+    renew_all()
+    assert [thing.renewed for thing in things[::2]] == [1, 1]
+    assert "could not begin anew after a fork" in caplog.text
+
+
 def test_malformed_events_are_a_crash_too(supervisor):
     reply = Reply(chunks=[b"data: {\n\n"], headers={"content-type": "text/event-stream"})
     _, what = scripted(reply)
@@ -716,7 +1003,16 @@ def test_reconfigure_swaps_the_config_and_keeps_the_state(provider, supervisor):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"timeout": -1}, {"layers": [3]}, {"no_such": 1}, {"api_key": lambda: ""}, {"layers": [Retry]}]
+    "bad",
+    [
+        {"timeout": -1},
+        {"layers": [3]},
+        {"no_such": 1},
+        {"api_key": lambda: ""},
+        {"layers": [Retry]},
+        {"http": {"nonsense": 1}},
+        {"config": {"model": "m"}},
+    ],
 )
 def test_a_bad_config_changes_nothing(provider, supervisor, bad):
     client = supervisor.start_client("a", config(provider))
@@ -753,13 +1049,36 @@ def test_layers_that_were_exchanged_are_closed_in_the_end(supervisor):
         def close(self):
             self.closed += 1
 
-    first, second = Closing(), Closing()
-    _, what = scripted(Reply(json=CHAT), layers=[first])
+    class ClosingLater:
+        closed = 0
+
+        def build(self):
+            return self
+
+        async def __call__(self, request, call_next, io):
+            return await call_next(request)
+
+        async def aclose(self):
+            self.closed += 1
+
+    first, second, third = Closing(), Closing(), ClosingLater()
+    _, what = scripted(Reply(json=CHAT), events(piece("a", "stop")), layers=[first])
     client = supervisor.start_client("a", what)
+    client.request("hi")
+    stream = client.stream("hi")
+    next(stream)
     client.reconfigure(layers=[second])
-    assert first.closed == 0  # a call may be on its way through it
-    supervisor.stop_client("a")
+    assert first.closed == 0  # a call is on its way through it
+    stream.close()
+    client.reconfigure(layers=[])
     assert (first.closed, second.closed) == (1, 1)
+    client.reconfigure(timeout=3)
+    assert (first.closed, second.closed) == (1, 1)
+    client.reconfigure(layers=[third, Retry()])
+    client.reconfigure(layers=[])
+    assert third.closed == 0
+    asyncio.run(supervisor.astop_client("a"))
+    assert third.closed == 1
 
 
 def test_calls_under_way_finish_as_what_they_began_with(supervisor):
@@ -883,12 +1202,12 @@ def test_tool_calls_are_understood():
 
 
 def test_events_without_news_bring_no_delta():
-    assert FORMATS["openai"].piece('{"choices": [], "usage": {}}') is None
-    assert FORMATS["responses"].piece('{"type": "response.created"}') is None
-    assert FORMATS["responses"].piece('{"type": "response.reasoning_text.delta", "delta": "hm"}').text == ""
-    assert FORMATS["anthropic"].piece('{"type": "ping"}') is None
+    assert FORMATS["openai"].piece({"choices": [], "usage": {}}) is None
+    assert FORMATS["responses"].piece({"type": "response.created"}) is None
+    assert FORMATS["responses"].piece({"type": "response.reasoning_text.delta", "delta": "hm"}).text == ""
+    assert FORMATS["anthropic"].piece({"type": "ping"}) is None
     with pytest.raises(Malformed, match=r"an event without the shape of openai\.chat"):
-        FORMATS["openai"].piece("[" * 100_000)
+        FORMATS["openai"].piece([])
 
 
 def test_errors_are_one_family():

@@ -14,9 +14,9 @@ from .events import EXTENSION, Record, record_of
 from .family import Request, Response, family_of
 from .io import IO
 
-__all__ = ["Handler", "Middleware", "Step", "blame", "check_client", "guilty", "link", "went_in"]
+__all__ = ["Handler", "Middleware", "Step", "blame", "check_client", "guilty", "link", "never_began"]
 
-_THE_WIRE = f"{__package__}.transport"
+_THE_WIRE, _THE_WAY_IN = f"{__package__}.transport", f"{__package__}.opening"
 
 Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
 """What a layer calls on: the rest of the stack."""
@@ -125,9 +125,9 @@ def guilty(error: BaseException) -> Middleware | None:
     return found
 
 
-def went_in(error: BaseException) -> bool:
-    """Whether an exception was raised in the layers, or below; otherwise the call never came so far."""
-    return any(isinstance(frame.f_locals.get("self"), Link) for frame in _frames(error))
+def never_began(error: BaseException) -> bool:
+    """Whether an exception was raised before the first layer: by an option that nobody knows, for one."""
+    return any(frame.f_globals.get("__name__") == _THE_WAY_IN for frame in _frames(error))
 
 
 def _frames(error: BaseException) -> Iterator[FrameType]:

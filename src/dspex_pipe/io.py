@@ -418,6 +418,10 @@ class _Task:
             raise cancelled
 
 
+def _never() -> bool:
+    return False
+
+
 class PerLoop(Generic[T]):
     """One value for each event loop, made where it is first asked for, and closed when that loop ends.
 
@@ -441,20 +445,24 @@ class PerLoop(Generic[T]):
         """The value of the loop that runs here."""
         loop = anyio.lowlevel.current_token().native_token
         with self._lock:
+            for other in [each for each in self._held if getattr(each, "is_closed", _never)()]:
+                del self._held[other]  # closed by hand, without finishing what was open
             held = self._held.get(loop)
         if held is None:
             value = self._make()
-            holder = self._hold(value)
+            holder = self._hold(value, weakref.ref(loop))
             await anext(holder)  # without suspending: nobody else in this loop comes between
             held = value, holder
             with self._lock:
                 self._held[loop] = held
         return held[0]
 
-    async def _hold(self, value: T) -> AsyncGenerator[None, None]:
+    async def _hold(self, value: T, loop: Callable[[], Any]) -> AsyncGenerator[None, None]:
         try:
             yield
         finally:
+            with self._lock:  # the value knows its loop, so both would stay for ever
+                self._held.pop(loop(), None)
             await self._close(value)
 
     async def aclose(self) -> None:

@@ -108,7 +108,7 @@ class Pipeline:
 
         Args:
             layers: The layers; one that equals one of these is the same.
-            without: A running layer that begins anew all the same.
+            without: A running layer that begins anew all the same; those inside nested pipelines go on.
 
         Raises:
             TypeError: Something in ``layers`` is no layer.
@@ -118,7 +118,7 @@ class Pipeline:
             for layer, step in zip(self.layers, self.steps, strict=True)
             if step.middleware is not without
         ]
-        return _Rebuilt(layers, on_event=self.on_event, kept=kept)
+        return _Rebuilt(layers, on_event=self.on_event, meanings=self.meanings, kept=kept)
 
     def __repr__(self) -> str:
         return f"Pipeline([{', '.join(_repr(layer) for layer in self.layers)}])"
@@ -332,10 +332,15 @@ class _Rebuilt(Pipeline):
     """A pipeline that goes on with running layers of another."""
 
     def __init__(
-        self, layers: Iterable[LayerLike], *, on_event: OnEvent | None, kept: list[tuple[LayerLike, Step]]
+        self,
+        layers: Iterable[LayerLike],
+        *,
+        on_event: OnEvent | None,
+        meanings: Mapping[str | int, Meaning],
+        kept: list[tuple[LayerLike, Step]],
     ) -> None:
         self._kept = kept
-        super().__init__(layers, on_event=on_event)
+        super().__init__(layers, on_event=on_event, meanings=meanings)
 
     def _steps(self) -> tuple[Step, ...]:
         return tuple(self._take(layer) or _step(layer) for layer in self.layers)

@@ -1,6 +1,6 @@
 """Named, supervised clients of LLM providers, each with its own layers, state and connections."""
 
-from .client import AsyncStream, Client, Stream
+from .client import Client
 from .completion import Completion, Delta, ToolCall
 from .config import ClientConfig, Env
 from .errors import (
@@ -17,6 +17,7 @@ from .errors import (
     RateLimited,
 )
 from .health import ClientEvent
+from .streams import AsyncStream, Stream
 from .supervisor import (
     Supervisor,
     arequest,

@@ -78,8 +78,10 @@ class ClientConfig:
     base_url: str | None = field(
         default=None,
         validator=check(
-            "a URL with http:// or https://, or None",
-            lambda v: v is None or (isinstance(v, str) and v.startswith(("http://", "https://"))),
+            "a URL with http:// or https:// and no credentials, or None",
+            lambda v: (
+                v is None or (isinstance(v, str) and v.startswith(("http://", "https://")) and "@" not in v)
+            ),
         ),
     )
     api_key: str | Env | Callable[[], str] | None = field(
@@ -116,13 +118,15 @@ class ClientConfig:
         """
         source = Env(f"{_HOMES[self.wire][1]}_API_KEY") if self.api_key is None else self.api_key
         if isinstance(source, Env):
-            found = os.environ.get(source.name)
-            if not found:
-                raise LookupError(f"no API key: the environment variable {source.name} is not set")
-            return found
-        found = source if isinstance(source, str) else source()
+            found, where = os.environ.get(source.name), f"the environment variable {source.name}"
+        elif isinstance(source, str):
+            found, where = source, "what was given"
+        else:
+            found, where = source(), "what the function for it returns"
         if not isinstance(found, str) or not found:
-            raise LookupError(f"no API key: the function for it returned {type(found).__name__}")
+            raise LookupError(f"no API key: {where} is not set")
+        if not (found.isascii() and found.isprintable()):  # httpx would show it in its error
+            raise LookupError(f"no API key: {where} holds what no header takes")
         return found
 
     def evolve(self, **changes: Any) -> ClientConfig:
@@ -135,8 +139,9 @@ class ClientConfig:
         return attrs.evolve(self, **changes)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the key; the name of a variable is no secret."""
+        """Without the key, and httpx's settings, which may hold one; the name of a variable is no secret."""
         state = attrs.asdict(self, recurse=False)
+        state["http"] = {}
         if not isinstance(self.api_key, Env):
             state["api_key"] = None
         return state

@@ -6,7 +6,7 @@ exception or refusal behind it is its ``__cause__``.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..events import Trace
 from ..outcome import Meaning
@@ -64,10 +64,18 @@ class LLMError(Exception):
         self.retry_after = retry_after
         self.trace = trace
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        names = ("client", "status", "code", "request_id", "retry_after", "trace")
+        return _restore, (type(self), self.args[0], {name: getattr(self, name) for name in names})
+
     def __str__(self) -> str:
         facts = {"status": self.status, "code": self.code, "request id": self.request_id}
         told = ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
         return f"{self.client}: {self.args[0]}{f' ({told})' if told else ''}"
+
+
+def _restore(kind: type[LLMError], message: str, facts: dict[str, Any]) -> LLMError:
+    return kind(message, **facts)
 
 
 class AuthError(LLMError):
@@ -130,5 +138,5 @@ _BY_MEANING: dict[Meaning, type[LLMError]] = {
 
 
 def error_for(meaning: Meaning) -> type[LLMError]:
-    """The error that an answer with this meaning becomes."""
-    return _BY_MEANING[meaning]
+    """The error that an answer with this meaning becomes; a redirect, for one, means nothing."""
+    return _BY_MEANING.get(meaning, ProviderDown)

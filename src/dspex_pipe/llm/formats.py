@@ -57,8 +57,10 @@ class Format:
         """The body of a request.
 
         Raises:
-            TypeError: Messages are neither a text nor a list of mappings.
+            TypeError: Messages are neither a text nor a list of mappings, or an option says ``stream``.
         """
+        if "stream" in options:
+            raise TypeError("stream is no option of a request: call stream() or astream()")
         body = {**self.body(model, as_messages(messages)), **options}
         return {**body, **self.streaming} if stream else body
 
@@ -73,15 +75,15 @@ class Format:
         except (KeyError, TypeError, IndexError, AttributeError) as exc:
             raise Malformed(f"an answer without the shape of {self.name}: {exc!r}") from exc
 
-    def piece(self, data: str) -> Delta | None:
-        """A delta out of the data of an event.
+    def piece(self, document: Any) -> Delta | None:
+        """A delta out of the JSON of an event.
 
         Raises:
             Malformed: It has not the documented shape.
         """
         try:
-            return self.delta(json.loads(data))
-        except (KeyError, TypeError, IndexError, AttributeError, ValueError, RecursionError) as exc:
+            return self.delta(document)
+        except (KeyError, TypeError, IndexError, AttributeError) as exc:
             raise Malformed(f"an event without the shape of {self.name}: {exc!r}") from exc
 
 
@@ -96,6 +98,12 @@ def as_messages(messages: Messages) -> list[Mapping[str, Any]]:
     raise TypeError(f"messages: a text, or a list of mappings, got {type(messages).__name__}")
 
 
+def _text(value: Any) -> str:
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"a text was expected, not {type(value).__name__}")
+    return value or ""
+
+
 def _bearer(key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
 
@@ -108,7 +116,7 @@ def _chat_completion(answer: dict[str, Any]) -> Completion:
     message, usage = choice["message"], answer.get("usage")
     calls = [(call["id"], call["function"]) for call in message.get("tool_calls") or ()]
     return Completion(
-        text=message.get("content") or "",
+        text=_text(message.get("content")),
         tool_calls=tuple(ToolCall(name, tool["name"], tool["arguments"]) for name, tool in calls),
         finish_reason=choice.get("finish_reason"),
         usage=_usage(usage, "prompt_tokens", "completion_tokens", "prompt_tokens_details"),
@@ -121,7 +129,7 @@ def _chat_delta(event: dict[str, Any]) -> Delta | None:
     if not event["choices"]:  # the last one tells the usage
         return None
     choice = event["choices"][0]
-    return Delta(choice["delta"].get("content") or "", choice.get("finish_reason"), event)
+    return Delta(_text(choice["delta"].get("content")), choice.get("finish_reason"), event)
 
 
 # OpenAI, responses
@@ -132,7 +140,7 @@ def _response_completion(answer: dict[str, Any]) -> Completion:
     parts = [part for item in output if item["type"] == "message" for part in item["content"]]
     reason = (answer.get("incomplete_details") or {}).get("reason")
     return Completion(
-        text="".join(part["text"] for part in parts if part["type"] == "output_text"),
+        text="".join(_text(part["text"]) for part in parts if part["type"] == "output_text"),
         tool_calls=tuple(
             ToolCall(item["call_id"], item["name"], item["arguments"])
             for item in output
@@ -150,7 +158,7 @@ def _response_delta(event: dict[str, Any]) -> Delta | None:
     if kind in {"response.completed", "response.incomplete"}:
         return Delta("", _response_completion(event["response"]).finish_reason, event)
     if kind.endswith(".delta"):
-        return Delta(event["delta"] if kind == "response.output_text.delta" else "", None, event)
+        return Delta(_text(event["delta"]) if kind == "response.output_text.delta" else "", None, event)
     return None
 
 
@@ -161,7 +169,10 @@ def _message_body(model: str, messages: list[Mapping[str, Any]]) -> dict[str, An
     system = [message["content"] for message in messages if message.get("role") == "system"]
     others = [message for message in messages if message.get("role") != "system"]
     body: dict[str, Any] = {"model": model, "max_tokens": _MAX_TOKENS, "messages": others}
-    return {**body, "system": "\n\n".join(system)} if system else body
+    if all(isinstance(content, str) for content in system):
+        return {**body, "system": "\n\n".join(system)} if system else body
+    blocks = [[{"type": "text", "text": each}] if isinstance(each, str) else list(each) for each in system]
+    return {**body, "system": [block for each in blocks for block in each]}
 
 
 def _message_completion(answer: dict[str, Any]) -> Completion:
@@ -172,7 +183,7 @@ def _message_completion(answer: dict[str, Any]) -> Completion:
         prompt = usage["input_tokens"] + (usage.get("cache_creation_input_tokens") or 0) + cached
         tokens = Usage(prompt, usage["output_tokens"], cached)
     return Completion(
-        text="".join(block["text"] for block in content if block["type"] == "text"),
+        text="".join(_text(block["text"]) for block in content if block["type"] == "text"),
         tool_calls=tuple(
             ToolCall(block["id"], block["name"], json.dumps(block["input"]))
             for block in content
@@ -188,7 +199,7 @@ def _message_completion(answer: dict[str, Any]) -> Completion:
 def _message_delta(event: dict[str, Any]) -> Delta | None:
     kind = event["type"]
     if kind == "content_block_delta":
-        return Delta(event["delta"].get("text", ""), None, event)
+        return Delta(_text(event["delta"].get("text")), None, event)
     if kind == "message_delta":
         return Delta("", event["delta"].get("stop_reason"), event)
     return None

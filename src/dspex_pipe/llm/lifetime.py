@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import weakref
+from collections import deque
 from typing import Any, Protocol
 
 from ..io import Event
+
+_logger = logging.getLogger("dspex_pipe.llm")
 
 __all__ = ["UnderWay", "renew_after_fork", "renew_all"]
 
@@ -17,6 +21,8 @@ class UnderWay:
 
     def __init__(self) -> None:
         self._count = 0
+        self.dropped: deque[None] = deque()
+        """Calls that were dropped: told by a finaliser, which must take no lock."""
         self._changed = threading.Condition()
         self._waiters: list[Event] = []
 
@@ -27,20 +33,24 @@ class UnderWay:
     def __exit__(self, *exc_info: object) -> None:
         with self._changed:
             self._count -= 1
-            if not self._count:
+            if not self.left():
                 self._changed.notify_all()
                 for waiter in self._waiters:
                     waiter.set()
 
+    def left(self) -> int:
+        """How many there are."""
+        return self._count - len(self.dropped)
+
     def wait(self, seconds: float) -> None:
         """Wait until there are none, or for so many seconds."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._count, seconds)
+            self._changed.wait_for(lambda: not self.left(), seconds)
 
     async def await_end(self, event: Event, seconds: float) -> None:
         """Wait until there are none, or for so many seconds, with this event of the waiter's mode."""
         with self._changed:
-            if not self._count:
+            if not self.left():
                 return
             self._waiters.append(event)
         await event.wait(seconds)
@@ -65,7 +75,10 @@ def renew_after_fork(thing: Renewable) -> None:
 def renew_all() -> None:
     """Let everything begin anew, as in a forked process."""
     for thing in list(_renewable):
-        thing.renew()
+        try:
+            thing.renew()
+        except Exception:  # one that fails must not leave the others with locks that nobody opens
+            _logger.exception("%r could not begin anew after a fork", thing)
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch - not on Windows

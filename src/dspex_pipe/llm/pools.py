@@ -32,6 +32,17 @@ class Pools:
             lambda: self._make(AsyncTransport, ASYNC), lambda client: client.aclose()
         )
 
+    def check(self) -> None:
+        """Make a client, so that a setting that httpx does not take is told now.
+
+        A transport of the user's may fit only one of the two modes: then there is nothing to check.
+
+        Raises:
+            TypeError: There is such a setting.
+        """
+        if not {"transport", "mounts"} & self._http.keys():
+            self.blocking()
+
     def blocking(self) -> Any:
         """The client for blocking calls, from any thread."""
         with self._lock:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import threading
+from contextlib import AsyncExitStack, ExitStack
 from typing import Any, Self
 
 from ..io import BLOCKING, IO
-from .client import AsyncStream, Client, Stream
+from .client import Client
 from .completion import Completion
 from .config import ClientConfig
 from .formats import Messages
 from .health import Health, OnClientEvent, Restarts
 from .lifetime import renew_after_fork
+from .streams import AsyncStream, Stream
 
 __all__ = [
     "Supervisor",
@@ -134,6 +136,12 @@ class Supervisor:
             self._clients.pop(name, None)
         return client
 
+    def _take_all(self) -> list[Client]:
+        with self._lock:
+            clients = list(self._clients.values())
+            self._clients.clear()
+        return clients
+
     def _stopped(self, client: Client) -> None:
         client.health.stopped = True
         client.health.tell("stopped")
@@ -142,20 +150,21 @@ class Supervisor:
         """By name: the state of each client, and of its layers; safe for JSON."""
         with self._lock:
             clients = dict(self._clients)
-        return {
-            name: {**client.health.snapshot(), **client.pipeline.snapshot()}
-            for name, client in clients.items()
-        }
+        return {name: {**client.health.snapshot(), **_layers(client)} for name, client in clients.items()}
 
     def close(self) -> None:
-        """Stop all clients."""
-        for name in list(self._clients):
-            self.stop_client(name)
+        """Stop all clients; one that fails keeps no other from stopping."""
+        with ExitStack() as stack:
+            for client in self._take_all():
+                stack.callback(self._stopped, client)
+                stack.callback(client.close)
 
     async def aclose(self) -> None:
         """Stop all clients, and close their connections in this event loop, too."""
-        for name in list(self._clients):
-            await self.astop_client(name)
+        async with AsyncExitStack() as stack:
+            for client in self._take_all():
+                stack.callback(self._stopped, client)
+                stack.push_async_callback(client.aclose)
 
     def __enter__(self) -> Self:
         return self
@@ -170,6 +179,13 @@ class Supervisor:
         await self.aclose()
 
 
+def _layers(client: Client) -> dict[str, Any]:
+    try:
+        return client.pipeline.snapshot()
+    except Exception as exc:  # noqa: BLE001 - one bad layer must not hide the other clients
+        return {"layers": f"no snapshot: {type(exc).__name__}"}
+
+
 def _is_seconds(value: Any) -> bool:
     return type(value) in {int, float} and 0 < value < float("inf")
 
@@ -177,6 +193,7 @@ def _is_seconds(value: Any) -> bool:
 # The supervisor of this process, for who needs no other.
 
 _supervisor = Supervisor()
+_reviving = threading.Lock()
 start_client = _supervisor.start_client
 get_client = _supervisor.get_client
 stop_client = _supervisor.stop_client
@@ -185,10 +202,11 @@ status = _supervisor.status
 
 def revive(name: str, config: ClientConfig) -> Client:
     """A client that was pickled: who has its name in this process, or else a new one."""
-    try:
-        return get_client(name)
-    except LookupError:
-        return start_client(name, config)
+    with _reviving:  # of two that arrive at once, one starts it
+        try:
+            return get_client(name)
+        except LookupError:
+            return start_client(name, config)
 
 
 def request(name: str, messages: Messages, **options: Any) -> Completion:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..chain import Handler, Middleware, Step
 from ..options import Converter
@@ -54,6 +54,16 @@ class Switch:
         kept = [step.middleware for step in pipeline.steps]
         self._removed += [step.middleware for step in self.pipeline.steps if step.middleware not in kept]
         self.pipeline = pipeline
+
+    def let_go(self) -> None:
+        """Close what was exchanged, once no call can be on its way through it."""
+        removed, self._removed = self._removed, []
+        for middleware in removed:
+            close: Any = getattr(middleware, "close", None)
+            if close is not None:
+                close()
+            elif hasattr(middleware, "aclose"):
+                self._removed.append(middleware)
 
     def close(self) -> None:
         """Close what all layers hold, those that were exchanged, too."""
