@@ -749,6 +749,23 @@ def test_one_client_serves_repeated_runs_of_event_loops(provider, supervisor):
     assert provider.connections == 7  # one for each loop, and one for all blocking calls
 
 
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_a_loop_that_was_closed_by_hand_is_forgotten_when_the_next_one_comes(provider, supervisor):
+    client = supervisor.start_client("a", config(provider, layers=[]))
+
+    async def main():
+        return (await client.arequest("hi")).text
+
+    for _ in range(3):
+        loop = asyncio.new_event_loop()
+        assert loop.run_until_complete(main()) == TEXT
+        loop.close()  # without finishing its async generators, as asyncio.run would
+        del loop
+    assert asyncio.run(main()) == TEXT
+    assert len(client._pools[-1]._per_loop._held) == 0
+    gc.collect()
+
+
 def test_a_forked_process_has_connections_and_locks_of_its_own(provider, supervisor):
     client = supervisor.start_client("a", config(provider, layers=[Cache()]))
     client.request("parent")

@@ -418,10 +418,6 @@ class _Task:
             raise cancelled
 
 
-def _never() -> bool:
-    return False
-
-
 class PerLoop(Generic[T]):
     """One value for each event loop, made where it is first asked for, and closed when that loop ends.
 
@@ -445,8 +441,9 @@ class PerLoop(Generic[T]):
         """The value of the loop that runs here."""
         loop = anyio.lowlevel.current_token().native_token
         with self._lock:
-            for other in [each for each in self._held if getattr(each, "is_closed", _never)()]:
-                del self._held[other]  # closed by hand, without finishing what was open
+            # those closed by hand, without finishing what was open; trio's end only as they should
+            for other in [each for each in self._held if hasattr(each, "is_closed") and each.is_closed()]:
+                del self._held[other]
             held = self._held.get(loop)
         if held is None:
             value = self._make()
