@@ -636,6 +636,14 @@ def test_the_key_that_was_sent_is_the_one_that_is_redacted(supervisor, caplog):
     assert "sk-rotating" not in caplog.text
 
 
+@pytest.mark.parametrize("before", range(170, 200, 3))
+def test_no_part_of_a_key_stays_where_a_long_text_is_cut(supervisor, caplog, before):
+    _, what = scripted(Reply(status=500, content=b"x" * before + b"sk-secret" + b"x" * 99))
+    with pytest.raises(ProviderDown):
+        supervisor.start_client("a", what).request("hi")
+    assert "sk-" not in caplog.text
+
+
 def test_a_caller_cannot_ask_a_whole_answer_to_stream(provider, supervisor):
     client = supervisor.start_client("a", config(provider))
     with pytest.raises(TypeError, match="stream is no option of a request"):

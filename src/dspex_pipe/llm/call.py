@@ -14,6 +14,7 @@ from ..errors import Refused
 from ..events import explain
 from ..family import family_of
 from ..io import BLOCKING
+from ..layers.logging import safe
 from ..options import options as call_options
 from ..outcome import Answer, read_answer, read_codes
 from ..waits import told_wait
@@ -120,7 +121,7 @@ class Call:
 
     def _error(self, answer: Answer, response: Response, what: str) -> LLMError:
         code = answer.code or min(answer.codes, default=None)
-        body = _line(response.text) if response.is_stream_consumed and not answer.in_stream else what
+        body = response.text if response.is_stream_consumed and not answer.in_stream else what
         self.client.health.failed(f"LLM API error: status {response.status_code}: {self._redacted(body)}")
         return error_for(answer.meaning)(
             f"the provider answered with {what}: {answer.meaning.value}",
@@ -145,11 +146,12 @@ class Call:
             reason = f"it cannot be reached: {type(exc).__name__}"
             raise ProviderDown(reason, client=name, trace=trace) from exc
         self.client.crashed(exc)
-        reason = self._redacted(_line(str(exc)))
-        raise Crashed(f"{type(exc).__name__}: {reason}", client=name, trace=trace) from exc
+        reason = f"{type(exc).__name__}: {self._redacted(str(exc))}"
+        raise Crashed(reason, client=name, trace=trace) from exc
 
     def _redacted(self, text: str) -> str:
-        return text.replace(self.key, "[key]")
+        """Text from outside, on one line; the key goes before it is cut, or half of it could stay."""
+        return safe(text.replace(self.key, "[key]")[:1000])
 
 
 def _is_of_the_library(exc: Exception) -> bool:
@@ -157,12 +159,6 @@ def _is_of_the_library(exc: Exception) -> bool:
         return isinstance(exc, family_of(exc).module.HTTPError)
     except TypeError:
         return False
-
-
-def _line(text: str) -> str:
-    """Text from outside, on one line, and not too much of it."""
-    clean = "".join(c if c.isprintable() else " " for c in text[:1000])
-    return clean if len(clean) <= 200 else clean[:200] + "…"
 
 
 def is_cached(response: Response) -> bool:
