@@ -78,19 +78,34 @@ class Event(Protocol):
         ...
 
 
-class Background(Protocol):
-    """A coroutine that goes on while nobody waits for it; whoever began it ends it in one of these ways."""
+class Background:
+    """A coroutine that goes on while nobody waits for it; whoever began it finishes or cancels it."""
 
-    async def finish(self) -> bool:
-        """Wait, and raise what it raised; whether it came to its end, or was cancelled.
+    def __init__(self) -> None:
+        self._complete = False
+        self._error: BaseException | None = None
+
+    async def finish(self, seconds: float | None = None) -> bool:
+        """Wait, for so many seconds at most, and raise what it raised; whether it has come to its end.
 
         Being cancelled meanwhile cancels it, too.
         """
-        ...
+        try:
+            await self._wait(seconds)
+        except BaseException:
+            await self.cancel()
+            raise
+        if self._error is not None:
+            raise self._error
+        return self._complete
 
     async def cancel(self) -> None:
         """Cancel it, and wait until it is gone, even while being cancelled."""
-        ...
+        raise NotImplementedError
+
+    async def _wait(self, seconds: float | None) -> object:
+        """Wait until it is gone, or for so many seconds."""
+        raise NotImplementedError
 
 
 class OutOfTime(TimeoutError):
@@ -357,17 +372,16 @@ class _LoopEvent:
         return self._event.is_set()
 
 
-class _Task:
+class _Task(Background):
     """A coroutine in a task of its own, on asyncio and on trio.
 
     It outlives the call that began it, so no nursery of ours can hold it: whoever has it ends it.
     """
 
     def __init__(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        super().__init__()
         self._scope = anyio.CancelScope()
         self._ended = anyio.Event()
-        self._complete = False
-        self._error: BaseException | None = None
         native: Any = anyio.lowlevel.current_token().native_token
         if hasattr(native, "create_task"):
             self._task = native.create_task(self._run(coroutine))  # kept: asyncio's own reference is weak
@@ -393,17 +407,9 @@ class _Task:
         coroutine.close()
         self._ended.set()
 
-    async def finish(self, seconds: float | None = None) -> bool:
-        """Wait for its end, or for so many seconds at most; whether it has come to its end."""
-        try:
-            with anyio.move_on_after(seconds):
-                await self._ended.wait()
-        except BaseException:
-            await self.cancel()
-            raise
-        if self._error is not None:
-            raise self._error
-        return self._complete
+    async def _wait(self, seconds: float | None) -> None:
+        with anyio.move_on_after(seconds):
+            await self._ended.wait()
 
     async def cancel(self) -> None:
         self._scope.cancel()

@@ -9,7 +9,7 @@ from attrs import evolve, frozen
 
 from .body import decoded
 from .errors import DeadlineExceeded, Refused
-from .events import Record, record_of
+from .events import Record
 from .family import Request, Response, family_of
 from .wire import error_codes
 
@@ -210,7 +210,7 @@ _UNSENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")
 _OUR_FAULT = ("UnsupportedProtocol", "LocalProtocolError")
 
 
-def is_transient_error(exc: Exception, request: Request) -> bool:
+def is_transient_error(exc: BaseException, request: Request) -> bool:
     """Whether an exception is a transport error of the request's family that may pass by itself.
 
     A refusal is none, also where a pipeline below has made it one of that family.
@@ -244,22 +244,17 @@ def status_error(response: Response, request: Request) -> Exception:
     return error
 
 
-def verdict(outcome: Response | BaseException, request: Request) -> Verdict:
-    """What an outcome says about the server's health.
+def verdict(error: BaseException, request: Request) -> Verdict:
+    """What an exception says about the server's health; of a response, `Answer.verdict` does.
 
-    Failures are transport errors, timeouts and bodies that break off, and statuses from 500 on. A 429 says
-    nothing, nor do cancellations, refusals of ours, and errors of our own making. Any other answer is a sign
-    of life, a 404 too.
+    Failures are transport errors, timeouts and bodies that break off. Cancellations, refusals and errors of
+    our own making say nothing.
     """
-    if isinstance(outcome, Refused):
+    if isinstance(error, Refused):
         # a deadline that passed while the server kept us waiting is a timeout by another name
-        late = isinstance(outcome, DeadlineExceeded) and outcome.sent
+        late = isinstance(error, DeadlineExceeded) and error.sent
         return Verdict.FAILURE if late else Verdict.NEUTRAL
-    if isinstance(outcome, Exception):
-        return Verdict.FAILURE if is_transient_error(outcome, request) else Verdict.NEUTRAL
-    if isinstance(outcome, BaseException):
-        return Verdict.NEUTRAL
-    return read_answer(outcome, record_of(request)).verdict
+    return Verdict.FAILURE if is_transient_error(error, request) else Verdict.NEUTRAL
 
 
 def transport_error(name: str, message: str, request: Request) -> Exception:

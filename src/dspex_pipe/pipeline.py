@@ -23,7 +23,7 @@ from .transport import AsyncTransport, Refusals, Transport
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["Handler", "Layer", "LayerLike", "Middleware", "Pipeline"]
+__all__ = ["Handler", "Layer", "LayerLike", "Middleware", "Pipeline", "aclose_steps", "close_steps"]
 
 ClientT = TypeVar("ClientT")
 AsyncClientT = TypeVar("AsyncClientT")
@@ -288,22 +288,11 @@ class Pipeline:
         Raises:
             TypeError: A layer can only be closed asynchronously: use `aclose`.
         """
-        with ExitStack() as stack:  # one that fails keeps no other from closing
-            for step in self._own_steps():
-                stack.callback(_close, step)
+        close_steps(self.steps)
 
     async def aclose(self) -> None:
         """Close what the layers hold, in every mode; see `close`."""
-        async with AsyncExitStack() as stack:
-            for step in self._own_steps():
-                aclose: Any = getattr(step.middleware, "aclose", None)
-                if aclose is not None:
-                    stack.push_async_callback(aclose)
-                else:
-                    stack.callback(_close, step)
-
-    def _own_steps(self) -> Iterator[Step]:
-        return (s for s in self.steps if not isinstance(s.middleware, Pipeline))
+        await aclose_steps(self.steps)
 
     def __enter__(self) -> Self:
         return self
@@ -351,6 +340,32 @@ class _Rebuilt(Pipeline):
                 self._kept.remove(pair)
                 return pair[1]
         return None
+
+
+def close_steps(steps: Iterable[Step]) -> None:
+    """Close what running layers hold, innermost first; nested pipelines stay open.
+
+    Raises:
+        TypeError: A layer can only be closed asynchronously.
+    """
+    with ExitStack() as stack:  # one that fails keeps no other from closing
+        for step in _own(steps):
+            stack.callback(_close, step)
+
+
+async def aclose_steps(steps: Iterable[Step]) -> None:
+    """Close what running layers hold, in every mode; see `close_steps`."""
+    async with AsyncExitStack() as stack:
+        for step in _own(steps):
+            aclose: Any = getattr(step.middleware, "aclose", None)
+            if aclose is not None:
+                stack.push_async_callback(aclose)
+            else:
+                stack.callback(_close, step)
+
+
+def _own(steps: Iterable[Step]) -> Iterator[Step]:
+    return (step for step in steps if not isinstance(step.middleware, Pipeline))
 
 
 def _close(step: Step) -> None:

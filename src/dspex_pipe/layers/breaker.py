@@ -22,7 +22,7 @@ from ..counts import Counts
 from ..errors import BreakerOpen, Refused
 from ..events import Record, record_of
 from ..keys import server_key
-from ..outcome import Verdict, read_answer, read_codes, verdict
+from ..outcome import Answer, Verdict, read_answer, read_codes, verdict
 from ..peek import Beginning, peek
 from ..table import Table
 from ..wire import Kind, StreamReader, is_event_stream, reader_for
@@ -303,7 +303,8 @@ class Breaking:
             response = await call_next(request)
             if self.policy.peek is not None:
                 beginning = await peek(response, request, io, self.policy.peek)
-            verdict, answer = self._judge(response, request), read_answer(response, record)
+            answer = read_answer(response, record)
+            verdict = self._judge(response, answer, request)
         except BaseException as exc:
             call.settle(self._judge_error(exc, request), type(exc).__name__)
             raise
@@ -317,9 +318,9 @@ class Breaking:
                 call.prove()
         return response
 
-    def _judge(self, response: Response, request: Request) -> Verdict:
+    def _judge(self, response: Response, answer: Answer, request: Request) -> Verdict:
         judged = None if self.policy.classify is None else self.policy.classify(response, request)
-        return verdict(response, request) if judged is None else judged
+        return answer.verdict if judged is None else judged
 
     def _judge_error(self, exc: BaseException, request: Request) -> Verdict:
         # what was refused below us, or cancelled by the caller, says nothing that anyone could judge

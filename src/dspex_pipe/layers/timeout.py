@@ -18,7 +18,7 @@ from ..errors import DeadlineExceeded
 from ..events import Record, record_of
 from ..io import OutOfTime
 from ..outcome import as_library_error, read_timeout
-from ..wire import StreamReader, is_event_stream, reader_for
+from ..wire import Kind, StreamReader, is_event_stream, reader_for
 
 if TYPE_CHECKING:
     from ..chain import Handler
@@ -230,10 +230,8 @@ class _Timed(Passing):
         return self._note(chunk)
 
     def _note(self, chunk: bytes) -> bytes:
-        before = self._reader.known.content
-        self._reader.feed(chunk)
-        known = self._reader.known
+        kinds = [event.kind for event in self._reader.feed(chunk)]
         # where the meaning cannot be read, every piece counts
-        if known.gave_up is not None or known.content > before:
+        if self._reader.gave_up is not None or Kind.CONTENT in kinds:
             self._timer.watch.content_at = self._timer.io.now()
         return chunk

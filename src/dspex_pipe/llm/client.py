@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..chain import Middleware, guilty
 from ..io import ASYNC, IO, close_dropped
@@ -13,18 +13,13 @@ from ..pipeline import Pipeline
 from .call import Call
 from .completion import Completion
 from .config import ClientConfig
-from .errors import (
-    ClientDown,
-)
+from .errors import ClientDown
 from .formats import FORMATS, Messages
 from .health import Health
 from .lifetime import UnderWay, renew_after_fork
 from .pools import Pools
 from .streams import AsyncStream, Stream
 from .switch import Switch
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Client"]
 
@@ -55,8 +50,7 @@ class Client:
         self._lock = threading.Lock()
         self._config = config
         config.key()  # so that a missing key is told now
-        self._switch = Switch(Pipeline(config.layers))
-        self._pools = [Pools(self._switch, dict(config.http), io)]  # the last one is in use
+        self._build()
         self._pools[0].check()
         self.under_way = UnderWay()
         self._closed = False
@@ -160,9 +154,13 @@ class Client:
             raise ClientDown(reason, client=self.name, retry_after=wait)
         with self._lock:
             if not self._pools:  # in a process that was forked
-                self._switch = Switch(Pipeline(self._config.layers))
-                self._pools = [Pools(self._switch, dict(self._config.http), self._io)]
+                self._build()
             return self._pools[-1]
+
+    def _build(self) -> None:
+        """Make the layers and the connections, from nothing."""
+        self._switch = Switch(Pipeline(self._config.layers))
+        self._pools = [Pools(self._switch, dict(self._config.http), self._io)]  # the last one is in use
 
     # Life
 

@@ -75,7 +75,7 @@ class _Streaming:
             raise ProviderDown(
                 "the stream ended with nothing that says it is over",
                 client=self._call.client.name,
-                request_id=None if self.response is None else request_id(self.response),
+                request_id=request_id(self.response),
                 trace=explain(self.response),
             )
 

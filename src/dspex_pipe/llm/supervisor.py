@@ -6,6 +6,9 @@ import threading
 from contextlib import AsyncExitStack, ExitStack
 from typing import Any, Self
 
+from attrs import define, field
+
+from ..config import check, optional, seconds, whole
 from ..io import BLOCKING, IO
 from .client import Client
 from .completion import Completion
@@ -28,7 +31,10 @@ __all__ = [
     "stream",
 ]
 
+_REST_MAX = 60.0
 
+
+@define(kw_only=True, eq=False, repr=False)
 class Supervisor:
     """Owns clients; a context manager, blocking and async, that stops them all at its end.
 
@@ -49,28 +55,17 @@ class Supervisor:
         ValueError: A setting takes no such value; the message says what it takes.
     """
 
-    def __init__(
-        self,
-        *,
-        max_restarts: int = 3,
-        window: float = 5.0,
-        rest: float = 5.0,
-        on_event: OnClientEvent | None = None,
-        io: IO | None = None,
-    ) -> None:
-        for valid, value, name, takes in (
-            (type(max_restarts) is int and max_restarts >= 0, max_restarts, "max_restarts", "a whole number"),
-            (_is_seconds(window), window, "window", "a positive number of seconds"),
-            (_is_seconds(rest), rest, "rest", "a positive number of seconds"),
-            (on_event is None or callable(on_event), on_event, "on_event", "a function of one event"),
-        ):
-            if not valid:
-                raise ValueError(f"Supervisor({name}=…) takes {takes}, got {value!r}")
-        self._rule = Restarts(max_restarts, window, rest, max(60.0, rest))
-        self._on_event = on_event
-        self._io = io
-        self._lock = threading.Lock()
-        self._clients: dict[str, Client] = {}
+    max_restarts: int = field(default=3, validator=whole(0))
+    window: float = field(default=5.0, validator=seconds())
+    rest: float = field(default=5.0, validator=seconds())
+    on_event: OnClientEvent | None = field(
+        default=None, validator=optional(check("a function of one event", callable))
+    )
+    io: IO | None = field(default=None)
+    _lock: threading.Lock = field(init=False, factory=threading.Lock)
+    _clients: dict[str, Client] = field(init=False, factory=dict)
+
+    def __attrs_post_init__(self) -> None:
         renew_after_fork(self)
 
     def renew(self) -> None:
@@ -89,8 +84,9 @@ class Supervisor:
             raise ValueError(f"start_client() takes a name, got {name!r}")
         if not isinstance(config, ClientConfig):
             raise TypeError(f"start_client() takes a ClientConfig, got {type(config).__name__}")
-        now = (self._io or BLOCKING).now
-        client = Client(name, config, Health(name, self._rule, now, self._on_event), self._io)
+        now = (self.io or BLOCKING).now
+        rule = Restarts(self.max_restarts, self.window, self.rest, max(_REST_MAX, self.rest))
+        client = Client(name, config, Health(name, rule, now, self.on_event), self.io)
         with self._lock:
             taken = name in self._clients
             if not taken:
@@ -184,10 +180,6 @@ def _layers(client: Client) -> dict[str, Any]:
         return client.pipeline.snapshot()
     except Exception as exc:  # noqa: BLE001 - one bad layer must not hide the other clients
         return {"layers": f"no snapshot: {type(exc).__name__}"}
-
-
-def _is_seconds(value: Any) -> bool:
-    return type(value) in {int, float} and 0 < value < float("inf")
 
 
 # The supervisor of this process, for who needs no other.

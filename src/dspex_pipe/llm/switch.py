@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..chain import Handler, Middleware, Step
+from ..chain import Handler, Step
 from ..options import Converter
 from ..outcome import Meaning
-from ..pipeline import Pipeline
+from ..pipeline import Pipeline, aclose_steps, close_steps
 
 if TYPE_CHECKING:
     from ..family import Request, Response
@@ -28,7 +28,7 @@ class Switch:
         self.pipeline = pipeline
         self.steps: Sequence[Step] = (Step("Pipeline", self),)
         self.on_event = None  # the pipeline has its own
-        self._removed: list[Middleware] = []
+        self._removed: list[Step] = []
 
     async def __call__(self, request: Request, call_next: Handler, io: IO) -> Response:
         """Go on through the pipeline."""
@@ -52,38 +52,22 @@ class Switch:
     def exchange(self, pipeline: Pipeline) -> None:
         """Lead the calls that begin from now on through another pipeline."""
         kept = [step.middleware for step in pipeline.steps]
-        self._removed += [step.middleware for step in self.pipeline.steps if step.middleware not in kept]
+        self._removed += [step for step in self.pipeline.steps if step.middleware not in kept]
         self.pipeline = pipeline
 
     def let_go(self) -> None:
         """Close what was exchanged, once no call can be on its way through it."""
-        removed, self._removed = self._removed, []
-        for middleware in removed:
-            close: Any = getattr(middleware, "close", None)
-            if close is not None:
-                close()
-            elif hasattr(middleware, "aclose"):
-                self._removed.append(middleware)
+        removed, self._removed, now = self._removed, [], list[Step]()
+        for step in removed:
+            # who closes only asynchronously waits for `aclose`
+            later = hasattr(step.middleware, "aclose") and not hasattr(step.middleware, "close")
+            (self._removed if later else now).append(step)
+        close_steps(now)
 
     def close(self) -> None:
         """Close what all layers hold, those that were exchanged, too."""
-        for pipeline in self._all():
-            pipeline.close()
+        close_steps((*self.pipeline.steps, *self._removed))
 
     async def aclose(self) -> None:
         """Close what all layers hold, those that were exchanged, too."""
-        for pipeline in self._all():
-            await pipeline.aclose()
-
-    def _all(self) -> list[Pipeline]:
-        return [self.pipeline, Pipeline([_Built(middleware) for middleware in self._removed])]
-
-
-class _Built:
-    """A running layer, in the place of its description."""
-
-    def __init__(self, middleware: Middleware) -> None:
-        self._middleware = middleware
-
-    def build(self) -> Middleware:
-        return self._middleware
+        await aclose_steps((*self.pipeline.steps, *self._removed))

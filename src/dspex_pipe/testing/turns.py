@@ -9,6 +9,7 @@ from collections.abc import Coroutine, Generator
 from typing import Any, TypeAlias
 
 from ..errors import LayerError
+from ..io import Background
 
 __all__ = ["Flag", "Task", "Turns", "Until"]
 
@@ -109,15 +110,14 @@ class Flag:
         return self.is_set
 
 
-class Task:
+class Task(Background):
     """A coroutine that takes its turns beside those whose results are wanted."""
 
     def __init__(self, turns: Turns, coroutine: Coroutine[Any, Any, None]) -> None:
+        super().__init__()
         self._turns = turns
         self._coroutine = coroutine
         self._ended = Flag(turns)
-        self._complete = False
-        self._error: Exception | None = None
         self._running = self._run()
         turns.wait(self._running, Until(turns.now))
 
@@ -130,16 +130,8 @@ class Task:
         finally:
             self._ended.set()
 
-    async def finish(self, seconds: float | None = None) -> bool:
-        """Wait for its end, or for so many seconds at most; whether it has come to its end."""
-        try:
-            await self._ended.wait(seconds)
-        except BaseException:
-            await self.cancel()
-            raise
-        if self._error is not None:
-            raise self._error
-        return self._complete
+    async def _wait(self, seconds: float | None) -> bool:
+        return await self._ended.wait(seconds)
 
     async def cancel(self) -> None:
         """Close it, wherever it is."""
