@@ -1,4 +1,4 @@
-# Everything runs in .venv, which is made here from PyPI; nothing else is needed but Python >= 3.11.
+# Everything runs in .venv and .venv-dspy, which are made here from PyPI; nothing else is needed but Python >= 3.11.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -25,9 +25,16 @@ demo-llm: .venv/ready-llm
 test-llm: .venv/ready-llm
 	$(BIN)/python -m pytest -m llm
 
-test: .venv/ready
+# dspy and litellm want an openai below 3, so what is tested with them has an environment of its own.
+.venv-dspy/ready: pyproject.toml
+	test -x .venv-dspy/bin/python || $(PYTHON) -m venv .venv-dspy
+	.venv-dspy/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev-dspy]'
+	touch $@
+
+test: .venv/ready .venv-dspy/ready
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest
+	.venv-dspy/bin/coverage run --append -m pytest tests_dspy
 	$(BIN)/coverage report
 
 check: .venv/ready
@@ -45,4 +52,4 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/cost.py
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-dspy

@@ -73,11 +73,13 @@ class Provider:
         slow: Seconds that a slow answer takes.
         retry_after_ms: What a 429 tells the client.
         storm_rate: Calls of the model ``storm`` that are answered in a second; the others get a 429.
+        text: What it answers, whatever the question.
     """
 
     slow: float = 0.3
     retry_after_ms: int = 20
     storm_rate: int = 20
+    text: str = "Forty-two."
     seen: list[Seen] = field(default_factory=list)
     connections: int = 0
 
@@ -221,13 +223,13 @@ class _Handler(BaseHTTPRequestHandler):
         if kind is None:
             self.do_plain_post(seen)
             return
-        body = json.loads(seen.body)
+        body, text = json.loads(seen.body), self.provider.text
         prompt = json.dumps(body.get("messages") or body.get("input") or body.get("prompt"))
         seen.fault = self.provider.fault_for(body["model"], prompt)
         if body.get("stream") and seen.fault in _STREAM_FAULTS:
-            self._stream(_faulty(_events(kind, body["model"]), seen.fault, kind), seen.fault)
+            self._stream(_faulty(_events(kind, body["model"], text), text, seen.fault, kind), seen.fault)
         else:
-            self._fault(seen.fault, json.dumps(_answer(kind, body["model"])).encode())
+            self._fault(seen.fault, json.dumps(_answer(kind, body["model"], text)).encode())
 
     def do_plain_post(self, seen: Seen) -> None:
         """A POST that is no LLM call: an order, which must not be placed twice."""
@@ -321,13 +323,17 @@ def _error(code: str, message: str) -> bytes:
     return json.dumps({"type": "error", "error": error}).encode()
 
 
-TEXT = "Forty-two."
+TEXT = Provider.text
 
 
-def _answer(kind: str, model: str) -> dict[str, Any]:
+def _pieces(text: str) -> list[str]:
+    return [text[at : at + 6] for at in range(0, len(text), 6)]
+
+
+def _answer(kind: str, model: str, text: str) -> dict[str, Any]:
     match kind:
         case "chat":
-            message = {"role": "assistant", "content": TEXT}
+            message = {"role": "assistant", "content": text}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
             usage = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
             return {
@@ -337,7 +343,7 @@ def _answer(kind: str, model: str) -> dict[str, Any]:
         case "completion":
             return {
                 "id": "c1", "object": "text_completion", "created": 1, "model": model,
-                "choices": [{"index": 0, "text": TEXT, "finish_reason": "stop", "logprobs": None}],
+                "choices": [{"index": 0, "text": text, "finish_reason": "stop", "logprobs": None}],
             }  # fmt: skip
         case "embedding":
             return {
@@ -345,7 +351,7 @@ def _answer(kind: str, model: str) -> dict[str, Any]:
                 "data": [{"object": "embedding", "index": 0, "embedding": [0.5, 0.25]}],
             }  # fmt: skip
         case "response":
-            part = {"type": "output_text", "text": TEXT, "annotations": []}
+            part = {"type": "output_text", "text": text, "annotations": []}
             item = {
                 "id": "m1", "type": "message", "role": "assistant", "status": "completed", "content": [part],
             }  # fmt: skip
@@ -356,21 +362,21 @@ def _answer(kind: str, model: str) -> dict[str, Any]:
         case _:
             return {
                 "id": "m1", "type": "message", "role": "assistant", "model": model,
-                "content": [{"type": "text", "text": TEXT}],
+                "content": [{"type": "text", "text": text}],
                 "stop_reason": "end_turn", "stop_sequence": None,
                 "usage": {"input_tokens": 5, "output_tokens": 3},
             }  # fmt: skip
 
 
-def _events(kind: str, model: str) -> list[bytes]:
+def _events(kind: str, model: str, text: str) -> list[bytes]:
     choices: list[dict[str, Any]]
     match kind:
         case "message":
-            start = {**_answer(kind, model), "content": [], "stop_reason": None}
+            start = {**_answer(kind, model, text), "content": [], "stop_reason": None}
             return _named(
                 {"type": "message_start", "message": start},
                 {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
-                {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": TEXT}},
+                {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}},
                 {"type": "content_block_stop", "index": 0},
                 {
                     "type": "message_delta",
@@ -380,9 +386,9 @@ def _events(kind: str, model: str) -> list[bytes]:
                 {"type": "message_stop"},
             )
         case "response":
-            whole = _answer(kind, model)
+            whole = _answer(kind, model, text)
             begun = {**whole, "status": "in_progress", "output": []}
-            delta = {"item_id": "m1", "output_index": 0, "content_index": 0, "delta": TEXT, "logprobs": []}
+            delta = {"item_id": "m1", "output_index": 0, "content_index": 0, "delta": text, "logprobs": []}
             return _named(
                 {"type": "response.created", "sequence_number": 0, "response": begun},
                 {"type": "response.output_text.delta", "sequence_number": 1, **delta},
@@ -390,13 +396,14 @@ def _events(kind: str, model: str) -> list[bytes]:
             )
         case "completion":
             base = {"id": "c1", "object": "text_completion", "created": 1, "model": model}
-            texts = [("Forty-", None), ("two.", None), ("", "stop")]
-            choices = [{"index": 0, "text": text, "finish_reason": reason} for text, reason in texts]
+            texts = [*((piece, None) for piece in _pieces(text)), ("", "stop")]
+            choices = [{"index": 0, "text": piece, "finish_reason": reason} for piece, reason in texts]
         case _:
             base = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": model}
+            first, *rest = _pieces(text)
             deltas: list[tuple[dict[str, str], str | None]] = [
-                ({"role": "assistant", "content": "Forty-"}, None),
-                ({"content": "two."}, None),
+                ({"role": "assistant", "content": first}, None),
+                *(({"content": piece}, None) for piece in rest),
                 ({}, "stop"),
             ]
             choices = [{"index": 0, "delta": delta, "finish_reason": reason} for delta, reason in deltas]
@@ -408,8 +415,9 @@ def _named(*events: dict[str, Any]) -> list[bytes]:
     return [f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode() for event in events]
 
 
-def _faulty(events: list[bytes], fault: str, kind: str) -> list[bytes]:
-    content = next(at for at, event in enumerate(events) if b"Forty" in event) + 1
+def _faulty(events: list[bytes], text: str, fault: str, kind: str) -> list[bytes]:
+    first = json.dumps(_pieces(text)[0])[1:-1].encode()
+    content = next(at for at, event in enumerate(events) if first in event) + 1
     match fault:
         case "busy":
             return [_error_event(kind)]

@@ -339,6 +339,7 @@ def test_only_if_cached_never_asks():
     lazy = {"headers": {"x-dspex-cache": "only_if_cached"}}
     missed = client.post(URL, json=ASK, **lazy)
     assert (missed.status_code, len(script.requests)) == (504, 0)
+    assert missed.json()["error"]["code"] == "not_cached"
     ask(client)
     assert ask(client, **lazy) == (1, "hit")
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Literal, TypeAlias
 
 from .errors import Refused
 from .events import EXTENSION, Record
 from .family import Family, Request, Response, family_of
 from .waits import wait_headers
+from .wire import error_body
 
 __all__ = ["Refusals", "render"]
 
@@ -41,7 +41,5 @@ def _error(
     headers = {"content-type": "application/json", "x-should-retry": "false"}
     if retry_after is not None:
         headers |= wait_headers(retry_after)
-    # OpenAI reads error.code and error.message, Anthropic type == "error" and error.type
-    error = {"type": code, "code": code, "message": message, "param": None}
-    content = json.dumps({"type": "error", "error": error}).encode()
-    return family.respond(status, headers=headers, content=content, extensions={EXTENSION: record})
+    content, extensions = error_body(code, message), {EXTENSION: record}
+    return family.respond(status, headers=headers, content=content, extensions=extensions)

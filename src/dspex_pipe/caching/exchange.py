@@ -11,7 +11,7 @@ from attrs import define, frozen
 from ..body import Replay, is_buffered, known_length, put_stream, respond
 from ..errors import DeadlineExceeded, RateLimited
 from ..outcome import is_any_timeout
-from ..wire import is_event_stream
+from ..wire import error_body, is_event_stream
 from .recording import Recording
 
 if TYPE_CHECKING:
@@ -138,7 +138,11 @@ class Exchange:
         self.emit("refuses", "only if cached, and it is not")
         # no retry, here or in an SDK, finds what is not there
         headers = {"x-dspex-cache": "miss", "x-should-retry": "false"}
-        return respond(self.request, 504, headers=headers)
+        if not self.is_completion:
+            return respond(self.request, 504, headers=headers)
+        headers["content-type"] = "application/json"
+        content = error_body("not_cached", "Cache: nothing is kept, and only_if_cached sends nothing")
+        return respond(self.request, 504, headers=headers, content=content)
 
     def missed(self, response: Response) -> Response:
         """Hand on what the server answered."""

@@ -1,7 +1,7 @@
-"""Provider formats: what an LLM request is, and what an error body says."""
+"""Provider formats: what an LLM request is, and what an error body says or has to say."""
 
 from .completion import Completion, recognise
-from .errors import codes_of, error_codes
+from .errors import codes_of, error_body, error_codes
 from .limits import told_reset
 from .media import is_event_stream, media_type
 from .streams import Kind, Known, Seen, StreamReader, Usage, reader_for
@@ -14,6 +14,7 @@ __all__ = [
     "StreamReader",
     "Usage",
     "codes_of",
+    "error_body",
     "error_codes",
     "is_event_stream",
     "media_type",

@@ -1,4 +1,4 @@
-"""Read the structured codes out of a provider's error.
+"""The errors of providers: the structured codes in them, and how one of ours is written.
 
 Shapes (provider documentation, November 2026):
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-__all__ = ["codes_of", "error_codes"]
+__all__ = ["codes_of", "error_body", "error_codes"]
 
 _LONGEST = 256
 
@@ -39,6 +39,12 @@ def codes_of(error: Any) -> frozenset[str]:
     specific = details.get("error_code") if isinstance(details, dict) else None
     words = map(_word, (error.get("code"), error.get("type"), specific))
     return frozenset(word for word in words if word is not None)
+
+
+def error_body(code: str, message: str) -> bytes:
+    """An error of our own, as SDKs read it: OpenAI's the code and message, Anthropic's both types."""
+    error = {"type": code, "code": code, "message": message, "param": None}
+    return json.dumps({"type": "error", "error": error}).encode()
 
 
 def _word(value: Any) -> str | None:

@@ -1,0 +1,123 @@
+"""What dspy's engines take for a transport: a request goes out through the pipeline, bytes come back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from dspy import lm15  # pyright: ignore[reportMissingImports]
+
+from ...errors import Refused
+from ...family import family_of
+from ..call import is_cached
+from .asked import asked
+
+if TYPE_CHECKING:
+    from ...family import Response
+    from .service import Service
+
+__all__ = ["AsyncTransport", "Transport"]
+
+# httpx has decoded the body
+_ENCODED = {"content-encoding", "content-length", "transfer-encoding"}
+
+
+class _Head:
+    """The head of an answer, as dspy's transports give it."""
+
+    def __init__(self, response: Response) -> None:
+        self._response = response
+        self.status = response.status_code
+        self.reason = response.reason_phrase
+        self.http_version = response.http_version
+        self.headers = [(k, v) for k, v in response.headers.multi_items() if k.lower() not in _ENCODED]
+
+
+class _Answer(_Head):
+    """An answer to a blocking request."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        with _told():
+            yield from self._response.iter_bytes()
+
+    def read(self) -> bytes:
+        """The whole body."""
+        return b"".join(self)
+
+
+class _AsyncAnswer(_Head):
+    """An answer on asyncio."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        with _told():
+            async for piece in self._response.aiter_bytes():
+                yield piece
+
+    async def read(self) -> bytes:
+        """The whole body."""
+        return b"".join([piece async for piece in self])
+
+
+class Transport:
+    """A blocking transport."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    @contextmanager
+    def stream(self, request: Any) -> Iterator[_Answer]:
+        """Send a request, and give its answer, whose body is still to be read."""
+        client, call = self._service.pools().blocking(), asked()
+        with _told():
+            response = client.send(self._service.build(client, request, call.options()), stream=True)
+        call.sent(cached=is_cached(response))
+        try:
+            yield _Answer(response)
+        finally:
+            response.close()
+
+
+class AsyncTransport:
+    """A transport for every event loop."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    @asynccontextmanager
+    async def stream(self, request: Any) -> AsyncIterator[_AsyncAnswer]:
+        """Send a request, and give its answer, whose body is still to be read."""
+        client, call = await self._service.pools().asynchronous(), asked()
+        with _told():
+            response = await client.send(self._service.build(client, request, call.options()), stream=True)
+        call.sent(cached=is_cached(response))
+        try:
+            yield _AsyncAnswer(response)
+        finally:
+            await response.aclose()
+
+
+_REFUSALS = {429: lm15.RateLimitError, 504: lm15.TimeoutError}
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Tell dspy what failed in its own words; what is no failure of a call is a bug, and stays what it is."""
+    try:
+        yield
+    except Refused as exc:
+        kind = _REFUSALS.get(exc.status, lm15.ServerError)
+        raise kind(str(exc), provider_code=exc.code, retry_after=exc.retry_after) from exc
+    except Exception as exc:
+        if (error := _of_the_library(exc)) is None:
+            raise
+        raise error from exc
+
+
+def _of_the_library(exc: Exception) -> Exception | None:
+    try:
+        family = family_of(exc)
+    except TypeError:
+        return None
+    kind = lm15.TimeoutError if isinstance(exc, family.TimeoutException) else lm15.TransportError
+    return kind(f"{type(exc).__name__}: {exc}") if isinstance(exc, family.module.HTTPError) else None
