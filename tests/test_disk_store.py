@@ -232,6 +232,97 @@ def test_another_programs_database_is_an_error_and_stays(make, path, statements)
     assert mode(path) == (0o600 if "CREATE TABLE entries (a)" in statements else 0o640)
 
 
+# A file of ours that is corrupt
+
+
+def overwrite(path, start, content):
+    with path.open("r+b") as file:
+        file.seek(start)
+        file.write(content)
+
+
+def kept_file(make, path):
+    """A file with an entry, as a process leaves it behind."""
+    store = make()
+    put(store)
+    store.close()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("start", "content"), [(0, b"\xff" * 64), (100, b"\xff" * 3000)], ids=["its first bytes", "its tables"]
+)
+def test_a_corrupt_file_of_ours_is_set_aside_and_begun_anew(make, path, start, content, caplog):
+    overwrite(kept_file(make, path), start, content)
+    before = path.read_bytes()
+    store = make()
+    assert get(store) == []
+    put(store)
+    assert len(get(make())) == 1
+    assert path.with_name("run.db.corrupt").read_bytes() == before
+    assert mode(path) == 0o600
+    assert [r.getMessage() for r in caplog.records if "corrupt" in r.getMessage()] == [
+        f"{str(path)!r} is corrupt: it was set aside as {str(path) + '.corrupt'!r}, and a new one begun"
+    ]
+
+
+def test_what_lies_in_our_own_folder_is_ours_whatever_is_left_of_it(make, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name, content in (("a.db", b"x"), ("b.db", b"no database" * 100)):
+        path = make(name).path
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        put(make(name))
+        assert len(get(make(name))) == 1
+        assert path.with_name(f"{name}.corrupt").read_bytes() == content
+
+
+def spoil_while_open(path, store):
+    """Break the tables under an open store, and let it forget what it has read."""
+    store._opened[1].execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    store._opened[1].execute("PRAGMA cache_size = 0")
+    for page in range(1, path.stat().st_size // 4096):
+        overwrite(path, page * 4096, b"\xff" * 4096)
+    store.memory.clear()
+
+
+def test_a_file_that_turns_out_corrupt_costs_one_call_and_is_begun_anew(make, path):
+    store = make()
+    put(store)
+    spoil_while_open(path, store)
+    with pytest.raises(StoreFailed, match="malformed"):
+        store.get_entries("key")
+    put(store)  # at once: there is nothing to wait for
+    assert len(get(store)) == 1
+    assert len(get(make())) == 1
+    assert path.with_name("run.db.corrupt").exists()
+
+
+def test_a_file_that_another_process_has_begun_anew_is_not_set_aside(make, path):
+    store, other = make(), make()
+    put(store)
+    get(other)
+    spoil_while_open(path, store)
+    other.memory.clear()
+    with pytest.raises(StoreFailed):
+        store.get_entries("key")
+    put(store, "new")
+    with pytest.raises(StoreFailed):
+        other.get_entries("key")
+    assert len(get(other, "new")) == 1
+
+
+def test_a_corrupt_file_that_is_gone_is_no_trouble(make, path):
+    store = make()
+    put(store)
+    spoil_while_open(path, store)
+    path.unlink()
+    with pytest.raises(StoreFailed):
+        store.get_entries("key")
+    put(store)
+    assert len(get(store)) == 1
+
+
 def test_hishels_own_file_is_another_programs(make, path):
     storage = hishel.SqliteStorage(database_path=path)
     put(storage)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sqlite3
 import time
@@ -21,7 +22,7 @@ from attrs import define, field, setters
 
 from ..config import whole
 from .memory import Kept, MemoryStore, Recorder
-from .private import cache_path, private_file, private_folder, tighten
+from .private import cache_folder, cache_path, private_file, private_folder, tighten
 
 if TYPE_CHECKING:
     from hishel import Entry, Headers, Request, Response, SqliteStorage
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["DiskStore", "StoreFailed"]
 
 T = TypeVar("T")
+
+_logger = logging.getLogger("dspex_pipe")
 
 # In the header of each file of ours. Whoever changes how bodies are written counts the version up.
 _APPLICATION = int.from_bytes(b"dspx", "big")
@@ -62,8 +65,9 @@ class DiskStore:
     A file that is no cache of ours is a `ValueError` when it is opened: by `open`, or else by the first call.
     From then on the only exception is `StoreFailed`, once for each trouble: raised by the call that met it,
     or by the next call, if it was met at the end of a stream, whose reader must not suffer for it. After a
-    failure of the database, the store finds nothing and keeps nothing for 60 s, then tries again. A spoilt
-    entry is not found, and removed. What another process removes or updates, this one may find in its memory
+    failure of the database, the store finds nothing and keeps nothing for 60 s, then tries again. A corrupt
+    file of ours is set aside, as ``run.db.corrupt``, and a new one begun. A spoilt entry is not found, and
+    removed. What another process removes or updates, this one may find in its memory
     for as long as it has it there. After a fork, make a new store.
 
     Request headers are kept as they are given, readable for whoever may read the file: give no secrets.
@@ -195,16 +199,31 @@ class DiskStore:
 
         hishel.BaseStorage.register(DiskStore)
         self.memory.open()
-        try:
+
+        def open_file() -> tuple[SqliteStorage, _Connection]:
             connection = _connect(self.path)
             try:
                 storage = hishel.SqliteStorage(
                     connection=connection, max_size=self.max_bytes, soft_delete_ttl=_GRACE
                 )
+                connection.watched = True
                 storage.get_entries("")  # now it makes its tables, or refuses those it finds
-            except BaseException:
+            except BaseException as exc:
                 connection.close()
+                failure = connection.take_failure()
+                if failure is not None and _is_corrupt(failure):
+                    raise failure from exc
                 raise
+            return storage, connection
+
+        try:
+            try:
+                storage, connection = open_file()
+            except sqlite3.DatabaseError as exc:
+                if not (_is_corrupt(exc) and _was_ours(self.path)):
+                    raise
+                _set_aside(self.path)
+                storage, connection = open_file()
         except (OSError, sqlite3.OperationalError) as exc:
             raise ValueError(f"{str(self.path)!r} cannot be opened: {exc}") from exc
         except (sqlite3.Error, RuntimeError) as exc:
@@ -212,7 +231,6 @@ class DiskStore:
                 f"{str(self.path)!r} is no cache of this version of dspex-pipe, and was left as it is "
                 f"({exc}): delete it, or name another file"
             ) from exc
-        connection.watched = True
         # the error about a text that is none would quote it
         connection.text_factory = bytes
         self._opened = storage, connection
@@ -243,14 +261,26 @@ class DiskStore:
             failure = exc
         broken = connection.take_failure()  # hishel may have gone on without it
         if broken is not None:
-            self._rests_until = time.monotonic() + _REST
             self.memory.clear()
             failure = broken
+            if _is_corrupt(broken):
+                self._replace(connection)
+            else:
+                self._rests_until = time.monotonic() + _REST
         if failure is not None:
             # SQLite's own words quote nothing that is stored; others' may
             what = failure if failure is broken else type(failure).__name__
             raise StoreFailed(f"{str(self.path)!r} fails: {what}") from failure
         return result
+
+    def _replace(self, connection: _Connection) -> None:
+        """Begin a new file in the place of one that is corrupt, unless another process has done so."""
+        same = connection.file == _identity(self.path)
+        connection.close()
+        self._opened = None
+        self._gone.clear()
+        if same:
+            _set_aside(self.path)
 
     def _change(self, id_: UUID, work: Callable[[SqliteStorage], None]) -> None:
         self._gone.add(id_)  # until the database has agreed
@@ -398,11 +428,12 @@ def _connect(path: Path) -> _Connection:
         raise OSError("it is no regular file")
     # SQLite takes a file of a few bytes, no page of its own, for an empty one and writes over it
     if 0 < path.stat().st_size < 512:
-        raise sqlite3.DatabaseError("it is no database")
+        raise _TooShort("it is no database")
     # isolation_level: every statement commits, as hishel wants it
     connection = sqlite3.connect(
         path, timeout=5.0, isolation_level=None, check_same_thread=False, factory=_Connection
     )
+    connection.file = _identity(path)
     try:
         ours = _is_ours(connection)
         _secure(path)  # before anything of ours is in it
@@ -446,6 +477,46 @@ def _claim(connection: sqlite3.Connection) -> None:
         connection.execute("COMMIT")
 
 
+# A file that is corrupt
+
+
+class _TooShort(sqlite3.DatabaseError):
+    """A file that SQLite would take for an empty one."""
+
+    sqlite_errorcode = sqlite3.SQLITE_NOTADB
+
+
+def _is_corrupt(exc: sqlite3.Error) -> bool:
+    """Whether the file itself is broken: no lock, no full disk, and no other program's tables."""
+    code = getattr(exc, "sqlite_errorcode", 0) & 0xFF  # the rest says where
+    return code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+def _was_ours(path: Path) -> bool:
+    """Whether a corrupt file was a cache of ours: it still bears the mark, or lies where only ours are."""
+    with path.open("rb") as file:
+        file.seek(68)  # https://www.sqlite.org/fileformat2.html#application_id
+        mark = file.read(4)
+    return mark == _APPLICATION.to_bytes(4, "big") or path.parent == cache_folder()
+
+
+def _set_aside(path: Path) -> None:
+    """Rename a corrupt file, and those beside it, so that a new one can be begun; an older one goes."""
+    _logger.warning(
+        "%r is corrupt: it was set aside as %r, and a new one begun", str(path), f"{path}.corrupt"
+    )
+    for end in ("", "-wal", "-shm"):
+        with suppress(FileNotFoundError):
+            Path(f"{path}{end}").replace(f"{path}.corrupt{end}")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    with suppress(OSError):
+        told = path.stat()
+        return told.st_dev, told.st_ino
+    return None
+
+
 class _Broken(RuntimeError):
     """What hishel is told when the database has failed: it hands on a RuntimeError, and logs all others."""
 
@@ -455,6 +526,8 @@ class _Connection(sqlite3.Connection):
 
     watched = False
     failure: sqlite3.Error | None = None
+    file: tuple[int, int] | None = None
+    """Which file it is, whatever its path names by now."""
 
     def take_failure(self) -> sqlite3.Error | None:
         """What has failed since it was asked last."""
