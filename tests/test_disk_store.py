@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dspex_pipe.stores import disk
+from dspex_pipe.stores import database
 from dspex_pipe.stores.disk import DiskStore, StoreFailed
 from dspex_pipe.stores.private import cache_folder, private_folder
 from storing import Clock, get, put, share, start
@@ -211,11 +211,11 @@ def test_a_file_that_is_no_database_is_an_error_when_it_is_opened(make, path, co
         ["CREATE TABLE mine (a)"],
         ["PRAGMA application_id = 7"],
         ["PRAGMA user_version = 7"],
-        [f"PRAGMA application_id = {disk._APPLICATION}", "PRAGMA user_version = 2"],
+        [f"PRAGMA application_id = {database._APPLICATION}", "PRAGMA user_version = 2"],
         # ours, by its mark, with a table that hishel cannot use
         [
-            f"PRAGMA application_id = {disk._APPLICATION}",
-            f"PRAGMA user_version = {disk._VERSION}",
+            f"PRAGMA application_id = {database._APPLICATION}",
+            f"PRAGMA user_version = {database._VERSION}",
             "CREATE TABLE entries (a)",
         ],
     ],
@@ -695,14 +695,14 @@ def test_processes_share_a_file_that_they_all_make_at_once(path, make):
 
 
 def test_two_that_claim_an_empty_file_at_once_agree(make, path, monkeypatch):
-    real = disk._claim
+    real = database._claim
 
     def claim(connection):
-        monkeypatch.setattr(disk, "_claim", real)
+        monkeypatch.setattr(database, "_claim", real)
         make().open()
         real(connection)
 
-    monkeypatch.setattr(disk, "_claim", claim)
+    monkeypatch.setattr(database, "_claim", claim)
     put(make())
     assert len(get(make())) == 1
 

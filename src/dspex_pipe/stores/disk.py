@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import sqlite3
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from math import inf, isfinite
 from pathlib import Path
@@ -21,8 +18,9 @@ from zlib import crc32
 from attrs import define, field, setters
 
 from ..config import whole
+from .database import Broken, Connection, connect, identity, is_corrupt, set_aside, was_ours
 from .memory import Kept, MemoryStore, Recorder
-from .private import cache_folder, cache_path, private_file, private_folder, tighten
+from .private import cache_path
 
 if TYPE_CHECKING:
     from hishel import Entry, Headers, Request, Response, SqliteStorage
@@ -30,12 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["DiskStore", "StoreFailed"]
 
 T = TypeVar("T")
-
-_logger = logging.getLogger("dspex_pipe")
-
-# In the header of each file of ours. Whoever changes how bodies are written counts the version up.
-_APPLICATION = int.from_bytes(b"dspx", "big")
-_VERSION = 1
 
 # Seconds that a database which failed is left alone: a locked one makes each call wait for 5 s.
 _REST = 60.0
@@ -92,7 +84,7 @@ class DiskStore:
         self.memory = MemoryStore(max_bytes=self.memory_bytes)
         # held while the database is used, so that memory follows it in the same order
         self._lock = Lock()
-        self._opened: tuple[SqliteStorage, _Connection] | None = None
+        self._opened: tuple[SqliteStorage, Connection] | None = None
         self._closed = False
         self._rests_until = 0.0
         self._untold: Exception | None = None
@@ -192,7 +184,7 @@ class DiskStore:
 
     # Under the lock
 
-    def _open(self) -> tuple[SqliteStorage, _Connection]:
+    def _open(self) -> tuple[SqliteStorage, Connection]:
         if self._opened is not None:
             return self._opened
         import hishel  # noqa: PLC0415 - takes 100 ms, so only who opens a store pays for it
@@ -200,8 +192,8 @@ class DiskStore:
         hishel.BaseStorage.register(DiskStore)
         self.memory.open()
 
-        def open_file() -> tuple[SqliteStorage, _Connection]:
-            connection = _connect(self.path)
+        def open_file() -> tuple[SqliteStorage, Connection]:
+            connection = connect(self.path)
             try:
                 storage = hishel.SqliteStorage(
                     connection=connection, max_size=self.max_bytes, soft_delete_ttl=_GRACE
@@ -211,7 +203,7 @@ class DiskStore:
             except BaseException as exc:
                 connection.close()
                 failure = connection.take_failure()
-                if failure is not None and _is_corrupt(failure):
+                if failure is not None and is_corrupt(failure):
                     raise failure from exc
                 raise
             return storage, connection
@@ -220,9 +212,9 @@ class DiskStore:
             try:
                 storage, connection = open_file()
             except sqlite3.DatabaseError as exc:
-                if not (_is_corrupt(exc) and _was_ours(self.path)):
+                if not (is_corrupt(exc) and was_ours(self.path)):
                     raise
-                _set_aside(self.path)
+                set_aside(self.path)
                 storage, connection = open_file()
         except (OSError, sqlite3.OperationalError) as exc:
             raise ValueError(f"{str(self.path)!r} cannot be opened: {exc}") from exc
@@ -263,7 +255,7 @@ class DiskStore:
         if broken is not None:
             self.memory.clear()
             failure = broken
-            if _is_corrupt(broken):
+            if is_corrupt(broken):
                 self._replace(connection)
             else:
                 self._rests_until = time.monotonic() + _REST
@@ -273,14 +265,14 @@ class DiskStore:
             raise StoreFailed(f"{str(self.path)!r} fails: {what}") from failure
         return result
 
-    def _replace(self, connection: _Connection) -> None:
+    def _replace(self, connection: Connection) -> None:
         """Begin a new file in the place of one that is corrupt, unless another process has done so."""
-        same = connection.file == _identity(self.path)
+        same = connection.file == identity(self.path)
         connection.close()
         self._opened = None
         self._gone.clear()
         if same:
-            _set_aside(self.path)
+            set_aside(self.path)
 
     def _change(self, id_: UUID, work: Callable[[SqliteStorage], None]) -> None:
         self._gone.add(id_)  # until the database has agreed
@@ -297,7 +289,7 @@ class DiskStore:
         group = []
         try:
             entries = storage.get_entries(key)
-        except _Broken:
+        except Broken:
             raise
         except Exception:  # noqa: BLE001 - spoilt so badly that hishel cannot even name them
             return []
@@ -306,7 +298,7 @@ class DiskStore:
                 continue
             try:
                 kept = self._read(entry, key)
-            except _Broken:
+            except Broken:
                 raise
             except Exception:  # noqa: BLE001 - whatever is wrong with it, it is spoilt
                 storage.remove_entry(entry.id)
@@ -410,150 +402,3 @@ def _check(kept: Kept) -> None:
             texts += [name, *values]
     if type(kept.status) is not int or not all(type(text) is str for text in texts):
         raise ValueError("the entry is spoilt")
-
-
-# The database file
-
-
-def _connect(path: Path) -> _Connection:
-    """Open a file of ours, or make it.
-
-    Raises:
-        OSError: It cannot be made or opened.
-        sqlite3.Error: It is no database, or another program's.
-    """
-    private_folder(path.parent)
-    private_file(path)
-    if not path.is_file():
-        raise OSError("it is no regular file")
-    # SQLite takes a file of a few bytes, no page of its own, for an empty one and writes over it
-    if 0 < path.stat().st_size < 512:
-        raise _TooShort("it is no database")
-    # isolation_level: every statement commits, as hishel wants it
-    connection = sqlite3.connect(
-        path, timeout=5.0, isolation_level=None, check_same_thread=False, factory=_Connection
-    )
-    connection.file = _identity(path)
-    try:
-        ours = _is_ours(connection)
-        _secure(path)  # before anything of ours is in it
-        if not ours:
-            _claim(connection)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _secure(path: Path) -> None:
-    # SQLite gives the files that it makes beside this one its mode
-    for file in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
-        with suppress(FileNotFoundError):
-            tighten(file, 0o600)
-    if not os.access(path, os.R_OK | os.W_OK):
-        raise PermissionError("it may not be written")
-
-
-def _is_ours(connection: sqlite3.Connection) -> bool:
-    def number(sql: str) -> int:
-        return int(connection.execute(sql).fetchone()[0])
-
-    application, version = number("PRAGMA application_id"), number("PRAGMA user_version")
-    if application == _APPLICATION and version == _VERSION:
-        return True
-    if application or version or number("SELECT count(*) FROM sqlite_master"):
-        raise sqlite3.DatabaseError("it holds something else")
-    return False
-
-
-def _claim(connection: sqlite3.Connection) -> None:
-    """Mark an empty database as ours, before anything is in it; several processes may do that at once."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        _is_ours(connection)
-        connection.execute(f"PRAGMA application_id = {_APPLICATION}")
-        connection.execute(f"PRAGMA user_version = {_VERSION}")
-    finally:
-        connection.execute("COMMIT")
-
-
-# A file that is corrupt
-
-
-class _TooShort(sqlite3.DatabaseError):
-    """A file that SQLite would take for an empty one."""
-
-    sqlite_errorcode = sqlite3.SQLITE_NOTADB
-
-
-def _is_corrupt(exc: sqlite3.Error) -> bool:
-    """Whether the file itself is broken: no lock, no full disk, and no other program's tables."""
-    code = getattr(exc, "sqlite_errorcode", 0) & 0xFF  # the rest says where
-    return code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-
-
-def _was_ours(path: Path) -> bool:
-    """Whether a corrupt file was a cache of ours: it still bears the mark, or lies where only ours are."""
-    with path.open("rb") as file:
-        file.seek(68)  # https://www.sqlite.org/fileformat2.html#application_id
-        mark = file.read(4)
-    return mark == _APPLICATION.to_bytes(4, "big") or path.parent == cache_folder()
-
-
-def _set_aside(path: Path) -> None:
-    """Rename a corrupt file, and those beside it, so that a new one can be begun; an older one goes."""
-    _logger.warning(
-        "%r is corrupt: it was set aside as %r, and a new one begun", str(path), f"{path}.corrupt"
-    )
-    for end in ("", "-wal", "-shm"):
-        with suppress(FileNotFoundError):
-            Path(f"{path}{end}").replace(f"{path}.corrupt{end}")
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    with suppress(OSError):
-        told = path.stat()
-        return told.st_dev, told.st_ino
-    return None
-
-
-class _Broken(RuntimeError):
-    """What hishel is told when the database has failed: it hands on a RuntimeError, and logs all others."""
-
-
-class _Connection(sqlite3.Connection):
-    """Remembers what has failed, which hishel takes for an empty answer."""
-
-    watched = False
-    failure: sqlite3.Error | None = None
-    file: tuple[int, int] | None = None
-    """Which file it is, whatever its path names by now."""
-
-    def take_failure(self) -> sqlite3.Error | None:
-        """What has failed since it was asked last."""
-        failure, self.failure = self.failure, None
-        return failure
-
-    def cursor(self, factory: Any = sqlite3.Cursor) -> Any:
-        return super().cursor(_Cursor if self.watched else factory)
-
-
-class _Cursor(sqlite3.Cursor):
-    def execute(self, sql: str, parameters: Any = (), /) -> _Cursor:
-        return self._watch(super().execute, sql, parameters)
-
-    def fetchone(self) -> Any:
-        return self._watch(super().fetchone)
-
-    def fetchall(self) -> list[Any]:
-        return self._watch(super().fetchall)
-
-    def _watch(self, call: Callable[..., T], *args: Any) -> T:
-        try:
-            return call(*args)
-        except sqlite3.IntegrityError:
-            raise  # another process has removed what is being written
-        except sqlite3.Error as exc:
-            connection: Any = self.connection
-            connection.failure = exc
-            raise _Broken(str(exc)) from exc
