@@ -10,7 +10,9 @@ import json
 import logging
 import os
 import pickle
+import socket
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
@@ -804,6 +806,84 @@ def test_what_is_renewed_has_nothing_of_before(supervisor):
     assert supervisor.get_client("a") is client
 
 
+# Shutdown: drain, cancel, close
+
+BEGUN = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\ndata: %b\n\n"
+
+
+@pytest.fixture
+def silent():
+    """A provider that takes a request, and answers nothing, or only the beginning of a stream."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server
+
+
+def config_for(server):
+    host, port = server.getsockname()
+    return ClientConfig(model="m", base_url=f"http://{host}:{port}", api_key="k", layers=[])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("run", [lambda main: asyncio.run(main()), trio.run], ids=["asyncio", "trio"])
+def test_what_still_runs_after_the_drain_is_cancelled_in_whichever_loop(silent, supervisor, run, streaming):
+    client = supervisor.start_client("a", config_for(silent))
+    got, ended = [], []
+
+    async def ask():
+        if not streaming:
+            return await client.arequest("hi")
+        return [got.append(delta.text) async for delta in client.astream("hi")]
+
+    async def main():
+        with pytest.raises(ClientDown, match="it was stopped while the call was under way"):
+            await ask()
+        await anyio.sleep(0)  # what follows is not cancelled
+        ended.append(client.under_way.left())
+
+    thread = threading.Thread(target=run, args=(main,))
+    thread.start()
+    connection, _ = silent.accept()
+    with connection:
+        connection.recv(65536)
+        if streaming:
+            connection.sendall(BEGUN % json.dumps(piece("Forty-")).encode())
+            while not got:
+                time.sleep(0)
+        client.close(drain=0.01)
+        thread.join(10)
+        assert ended == [0]
+        connection.settimeout(10)
+        while connection.recv(65536):
+            pass  # until it is closed: nothing is left open
+
+
+def test_a_calls_own_cancellation_stays_one(silent, supervisor):
+    client = supervisor.start_client("a", config_for(silent))
+
+    async def main():
+        task = asyncio.create_task(client.arequest("hi"))
+        with (await asyncio.to_thread(silent.accept))[0]:
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert client.under_way.left() == 0
+
+    asyncio.run(main())
+
+
+def test_a_drain_in_the_same_loop_cancels_too(silent):
+    async def main():
+        async with Supervisor() as supervisor:
+            client = supervisor.start_client("a", config_for(silent))
+            task = asyncio.create_task(client.arequest("hi"))
+            with (await asyncio.to_thread(silent.accept))[0]:
+                await client.aclose(drain=0.01)
+                with pytest.raises(ClientDown, match="it was stopped"):
+                    await task
+
+    asyncio.run(main())
+
+
 # Supervision
 
 
@@ -875,6 +955,79 @@ def test_a_crash_of_no_layer_restarts_those_that_are_not_ours(supervisor):
         client.request("hi")
     assert Buggy.built == 2
     assert client.pipeline[Cache] is cache
+
+
+def test_a_bug_in_a_nested_pipeline_is_counted_and_restarts_nothing_that_others_share():
+    Buggy.built = 0
+    shared = Pipeline([Buggy()])
+    with Supervisor(max_restarts=2) as supervisor:
+        _, what = scripted(Reply(json=CHAT), layers=[Pipeline([Retry(), shared])])
+        client = supervisor.start_client("a", what)
+        for _ in range(3):
+            with pytest.raises(Crashed, match="a bug"):
+                client.request("bug")
+        with pytest.raises(ClientDown):
+            client.request("hi")
+        assert Buggy.built == 1
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_malformed_answer_that_was_cached_is_asked_for_anew(supervisor, streaming):
+    whole, streamed = (Reply(json={}), Reply(json=CHAT)), (events("no json"), events(piece("hi", "stop")))
+    script, what = scripted(*(streamed if streaming else whole), layers=[Cache()])
+    client = supervisor.start_client("a", what)
+
+    def ask(question):
+        if not streaming:
+            return client.request(question).text
+        return "".join(delta.text for delta in client.stream(question))
+
+    with pytest.raises(Crashed, match="Malformed"):
+        ask("hi")
+    assert ask("hi") == ask("hi") == "hi"
+    assert len(script.requests) == 2
+    assert supervisor.status()["a"]["crashes"] == 1
+
+
+def test_a_client_without_a_cache_distrusts_nothing(supervisor):
+    _, what = scripted(Reply(json={}), Reply(json=CHAT))
+    client = supervisor.start_client("a", what)
+    with pytest.raises(Crashed, match="Malformed"):
+        client.request("hi")
+    assert client.request("hi").text == "hi"
+    assert not client.distrusts(b"anything")
+
+
+def test_own_cache_in_one_file_two_clients_have_entries_of_their_own(provider, supervisor, tmp_path):
+    path = tmp_path / "answers.db"
+    for name in ("a", "b"):
+        client = supervisor.start_client(name, config(provider, layers=[Cache(path)]))
+        assert [client.request("hi").cached for _ in range(2)] == [False, True]
+    assert provider.calls == 2
+    supervisor.stop_client("a")
+    again = supervisor.start_client("a", config(provider, layers=[Cache(path)]))
+    assert again.request("hi").cached
+    shared = config(provider, layers=[Cache(path, namespace="both")])
+    one, two = (supervisor.start_client(name, shared) for name in ("c", "d"))
+    assert [one.request("hi").cached, two.request("hi").cached] == [False, True]
+    again.reconfigure(timeout=3.0)
+    assert again.request("hi").cached
+
+
+def test_a_corrupt_store_of_one_client_is_begun_anew_and_no_other_notices(provider, supervisor, tmp_path):
+    paths = {name: tmp_path / f"{name}.db" for name in "ab"}
+    for name, path in paths.items():
+        supervisor.start_client(name, config(provider, layers=[Cache(path)])).request("hi")
+        supervisor.stop_client(name)
+    with paths["a"].open("r+b") as file:
+        file.write(b"\xff" * 64)
+    clients = {
+        name: supervisor.start_client(name, config(provider, layers=[Cache(path)]))
+        for name, path in paths.items()
+    }
+    assert [client.request("hi").cached for client in clients.values()] == [False, True]
+    assert clients["a"].request("hi").cached
+    assert (tmp_path / "a.db.corrupt").exists()
 
 
 def test_calls_that_one_bad_layer_crashes_together_are_one_crash():

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from pyrate_limiter import Rate
 
-from dspex_pipe import Pipeline, RateLimited, explain, refusal_of
+from dspex_pipe import Pipeline, RateLimited, explain, llm, refusal_of
 from dspex_pipe.layers.ratelimit import RateLimit, RedisStore
 from dspex_pipe.stores.rates import MemoryRates, StoreDown
 from dspex_pipe.testing import Reply, Script, VirtualIO, check_layer
@@ -408,3 +408,24 @@ def test_a_server_that_never_answers_costs_one_short_timeout(tmp_path):
             assert time.monotonic() - before < 2
     reasons = [e.reason for a in answers for e in explain(a) if e.layer == "RateLimit"]
     assert reasons == ["TimeoutError", *["it failed a moment ago"] * 49]
+
+
+def test_named_clients_have_rates_of_their_own_in_one_redis(server):
+    answer = {"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}], "model": "m"}
+    layer = RateLimit(HOURLY, max_wait=0, store=RedisStore(url=server.url))
+    assert layer.named("a").named("b").store.prefix == "dspex:a:b"
+    assert RateLimit(rpm=3).named("a") == RateLimit(rpm=3)
+    with llm.Supervisor() as first, llm.Supervisor() as second:
+        for supervisor in (first, second):
+            for name in ("a", "b"):
+                what = llm.ClientConfig(
+                    model="m",
+                    api_key="k",
+                    layers=[layer],
+                    http={"transport": Script(Reply(json=answer), forever=True)},
+                )
+                supervisor.start_client(name, what)
+        assert first.get_client("a").request("hi").text == "hi"
+        assert first.get_client("b").request("hi").text == "hi"
+        with pytest.raises(llm.RateLimited):  # who has the same name shares them, in another process, too
+            second.get_client("a").request("hi")

@@ -46,6 +46,7 @@ __all__ = [
     "AsyncIO",
     "Background",
     "BlockingIO",
+    "Breakable",
     "Event",
     "OutOfTime",
     "PerLoop",
@@ -352,24 +353,57 @@ class _ThreadEvent:
         return self._event.wait(None if seconds is None else min(seconds, threading.TIMEOUT_MAX))
 
 
-class _LoopEvent:
-    """An `Event` for a waiter on the event loop that made it; set from anywhere."""
+class _Reachable:
+    """Something of an event loop that other threads may reach."""
 
     def __init__(self) -> None:
-        self._event = anyio.Event()
         loop: Any = anyio.lowlevel.current_token().native_token
         # asyncio's loop and trio's token have the same thing under two names
         self._soon = getattr(loop, "call_soon_threadsafe", None) or loop.run_sync_soon
 
-    def set(self) -> None:
-        # the loop may be gone: then nobody waits any more
+    def _reach(self, function: Callable[[], object]) -> None:
+        # the loop may be gone: then nothing waits there any more
         with contextlib.suppress(RuntimeError):
-            self._soon(self._event.set)
+            self._soon(function)
+
+
+class _LoopEvent(_Reachable):
+    """An `Event` for a waiter on the event loop that made it; set from anywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._event = anyio.Event()
+
+    def set(self) -> None:
+        self._reach(self._event.set)
 
     async def wait(self, seconds: float | None = None) -> bool:
         with anyio.move_on_after(seconds):
             await self._event.wait()
         return self._event.is_set()
+
+
+class Breakable(_Reachable):
+    """What runs inside, on asyncio or trio, may be broken off from anywhere; a context manager."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._scope = anyio.CancelScope()
+
+    def break_off(self) -> None:
+        """Cancel what runs inside, and go on behind it."""
+        self._reach(self._scope.cancel)
+
+    def __enter__(self) -> None:
+        self._scope.__enter__()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        return bool(self._scope.__exit__(exc_type, exc, traceback))
 
 
 class _Task(Background):

@@ -32,7 +32,9 @@ AsyncClientT = TypeVar("AsyncClientT")
 class Layer(Protocol):
     """A described layer: frozen configuration, comparable and reusable.
 
-    It may declare ``options``, a mapping from the names of per-call options to converters.
+    It may declare ``options``, a mapping from the names of per-call options to converters. It may have a
+    method ``named(name)``, which returns the layer to build in its place for a named client, one that shares
+    no entry of a store with those of other names.
     """
 
     def build(self) -> Middleware:
@@ -119,6 +121,14 @@ class Pipeline:
             if step.middleware is not without
         ]
         return _Rebuilt(layers, on_event=self.on_event, meanings=self.meanings, kept=kept)
+
+    def runs(self, middleware: Middleware) -> bool:
+        """Whether a running layer is one of these, or of those of a pipeline among them."""
+        return any(
+            step.middleware is middleware
+            or (isinstance(step.middleware, Pipeline) and step.middleware.runs(middleware))
+            for step in self.steps
+        )
 
     def __repr__(self) -> str:
         return f"Pipeline([{', '.join(_repr(layer) for layer in self.layers)}])"

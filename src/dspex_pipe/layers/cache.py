@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from ..body import content_of
 from ..caching.by_content import ByContent
@@ -98,6 +98,8 @@ class Cache:
         shared: Whether this is a shared cache by RFC 9111, as of a gateway; a private one otherwise.
         secret: The key of the digest of credentials; by default random, and kept beside the file of a store
             that has one.
+        namespace: Keeps entries apart from those of other namespaces in one store. A named client
+            (`dspex_pipe.llm`) takes its name, unless there is one.
         max_wait: Seconds that calls wait for the first one with the same question; when they are over, one
             of them asks, and the others wait for that one.
 
@@ -147,9 +149,14 @@ class Cache:
         repr=False,
         validator=optional(check("at least 16 bytes", lambda v: isinstance(v, bytes) and len(v) >= 16)),
     )
+    namespace: str = field(default="", kw_only=True, validator=check("a text", lambda v: isinstance(v, str)))
     max_wait: float = field(default=60.0, kw_only=True, validator=seconds(zero=True))
 
     __repr__ = brief
+
+    def named(self, name: str) -> Cache:
+        """This cache, as that of a named client: what is kept for it is kept apart."""
+        return self if self.namespace else evolve(self, namespace=name)
 
     def build(self) -> Caching:
         """The running layer; opens the store.
@@ -258,6 +265,11 @@ class Caching:
         return key_parts(method, url, b"", identity=f"{kind} {self._identity(request)}").digest
 
     def _identity(self, request: Request) -> str:
+        namespace = self.config.namespace
+        who = self._who(request)
+        return f"in {namespace!r}: {who}" if namespace else who
+
+    def _who(self, request: Request) -> str:
         config = self.config
         if callable(config.identity):
             return f"named {config.identity(request)}"

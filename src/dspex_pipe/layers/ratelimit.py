@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
-from attrs import define, field, fields, frozen
+from attrs import define, evolve, field, fields, frozen
 
 from ..config import check, one_of, optional, seconds, whole
 from ..errors import RateLimited
@@ -234,6 +234,14 @@ class RateLimit:
     def all_rates(self) -> tuple[RateLike, ...]:
         """The rates, ``rpm`` among them."""
         return self.rates if self.rpm is None else (*self.rates, _Rate(self.rpm, 60_000, self.rpm))
+
+    def named(self, name: str) -> RateLimit:
+        """This limit, as that of a named client: in a store, its rates are its own."""
+        if self.store is None:
+            return self
+        rest = {a.name: getattr(self, a.name) for a in fields(RateLimit) if a.name not in {"rates", "store"}}
+        store = evolve(self.store, prefix=f"{self.store.prefix}:{name}")
+        return RateLimit(*self.rates, store=store, **rest)
 
     def build(self) -> RateLimiter:
         """The running layer, with rates and gates of its own."""

@@ -56,13 +56,16 @@ class Call:
     def request(self, client: Any) -> Request:
         """The request, of the library of this httpx client."""
         form = FORMATS[self.config.wire]
+        given: dict[str, Any] = {"deadline": self.timeout}
+        if self.client.distrusts(self.content):
+            given["cache"] = "refresh"
         request: Request = client.build_request(
             "POST",
             self.config.url + form.path,
             headers={"content-type": "application/json", **form.headers(self.key)},
             content=self.content,
             timeout=self.timeout,
-            extensions=call_options(deadline=self.timeout),
+            extensions=call_options(**given),
         )
         return request
 
@@ -138,6 +141,8 @@ class Call:
         if isinstance(exc, LLMError) or never_began(exc):
             raise exc  # never began: the caller's own mistake, as an option that nobody knows
         name, trace = self.client.name, explain(exc)
+        if isinstance(exc, Malformed):
+            self.client.distrust(self.content)
         if isinstance(exc, Refused):
             kind = next((_REFUSALS[base] for base in _REFUSALS if isinstance(exc, base)), ProviderDown)
             raise kind(exc.reason, client=name, retry_after=exc.retry_after, trace=trace) from exc

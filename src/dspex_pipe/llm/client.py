@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 from ..chain import Middleware, guilty
 from ..io import ASYNC, IO, close_dropped
@@ -21,8 +23,12 @@ from .pools import Pools
 from .streams import AsyncStream, Stream
 from .switch import Switch
 
+if TYPE_CHECKING:
+    from ..pipeline import LayerLike
+
 __all__ = ["Client"]
 
+_MOST_DISTRUSTED = 1000
 _OURS = f"{__name__.partition('.')[0]}."
 
 
@@ -53,6 +59,7 @@ class Client:
         self._build()
         self._pools[0].check()
         self.under_way = UnderWay()
+        self._distrusted: set[bytes] = set()
         self._closed = False
         renew_after_fork(self)
 
@@ -112,12 +119,13 @@ class Client:
     ) -> Completion:
         """Ask, on asyncio or trio; see `request`."""
         call = self._begin(messages, options, timeout, stream=False)
-        with self.under_way:
+        with self.under_way, self.breakable():
             try:
                 client = await call.pools().asynchronous()
                 return call.completion(await client.send(call.request(client)))
             except Exception as exc:  # noqa: BLE001 - raised again, as what it means
                 call.fail(exc)
+        raise self.broken_off()
 
     def stream(self, messages: Messages, *, timeout: float | None = None, **options: Any) -> Stream:
         """Ask, and read the answer as it comes: iterate over what this returns, or use it in a ``with``.
@@ -159,8 +167,36 @@ class Client:
 
     def _build(self) -> None:
         """Make the layers and the connections, from nothing."""
-        self._switch = Switch(Pipeline(self._config.layers))
+        self._switch = Switch(Pipeline(self._named(self._config.layers)))
         self._pools = [Pools(self._switch, dict(self._config.http), self._io)]  # the last one is in use
+
+    def _named(self, layers: Iterable[LayerLike]) -> list[LayerLike]:
+        """The layers as those of this client: what they keep in a store is its own."""
+        named = ((layer, getattr(layer, "named", None)) for layer in layers)
+        return [layer if of is None else of(self.name) for layer, of in named]
+
+    def breakable(self) -> AbstractContextManager[None, bool | None]:
+        """Around what runs on an event loop: when the client has drained, it breaks it off."""
+        # a test's clock may need no loop
+        return self.under_way.breakable() if self._io is None else nullcontext()
+
+    def broken_off(self) -> ClientDown:
+        """The error of a call that was broken off."""
+        return ClientDown("it was stopped while the call was under way", client=self.name)
+
+    def distrust(self, content: bytes) -> None:
+        """Ask anew, next time, what was answered with something malformed: a cache may have kept that."""
+        if "cache" in self.pipeline.known_options and len(self._distrusted) < _MOST_DISTRUSTED:
+            self._distrusted.add(hashlib.sha256(content).digest())
+
+    def distrusts(self, content: bytes) -> bool:
+        """Whether to ask anew; true once for each time that it was told."""
+        if not self._distrusted:
+            return False
+        digest = hashlib.sha256(content).digest()
+        known = digest in self._distrusted
+        self._distrusted.discard(digest)
+        return known
 
     # Life
 
@@ -184,7 +220,7 @@ class Client:
                 raise TypeError(f"reconfigure() takes a ClientConfig, got {type(config).__name__}")
             new = (old if config is None else config).evolve(**changes)
             new.key()
-            pipeline = self.pipeline.rebuilt(new.layers)  # before anything changes: it may fail
+            pipeline = self.pipeline.rebuilt(self._named(new.layers))  # before anything changes: it may fail
             if dict(new.http) != dict(old.http):
                 pools = Pools(self._switch, dict(new.http), self._io)
                 pools.check()
@@ -205,11 +241,12 @@ class Client:
         """Restart what went wrong: the layer it happened in; without one, those that are not of this package.
 
         What protects and what is sound is kept: breakers, budgets, rates and caches go on. Several calls that
-        one layer has crashed are one crash: the first one restarts it.
+        one layer has crashed are one crash: the first one restarts it. One inside a nested pipeline, which
+        others may share, is counted, but not restarted.
         """
         faulty = guilty(error)
         with self._lock:
-            if faulty is not None and all(step.middleware is not faulty for step in self.pipeline.steps):
+            if faulty is not None and not self.pipeline.runs(faulty):
                 return
             try:
                 self._switch.exchange(_without(self.pipeline, faulty))
@@ -225,24 +262,25 @@ class Client:
         self._pools = []
 
     def close(self, drain: float = 5.0) -> None:
-        """Take no more calls, wait for those under way, then close connections and stores.
+        """Take no more calls, wait for those under way, break them off, and close connections and stores.
 
         Args:
-            drain: Seconds to wait at most. A blocking call that waits for the server then goes on until its
-                own timeout; calls and connections of event loops end with their loops.
+            drain: Seconds to wait at most. Then calls on event loops, whichever, are cancelled, and raise
+                `ClientDown`; their connections end with their loops. A blocking call that waits for the
+                server cannot be cancelled, and goes on until its own timeout.
         """
         self._closed = True
         close_dropped()
-        self.under_way.wait(drain)
+        self.under_way.end(drain)
         for pools in self._pools:
             pools.close()
         self._switch.close()
 
     async def aclose(self, drain: float = 5.0) -> None:
-        """Do as `close` does, and close the connections of this event loop, too: its calls break off."""
+        """Do as `close` does, and close the connections of this event loop, too."""
         self._closed = True
         close_dropped()
-        await self.under_way.await_end(ASYNC.event(), drain)
+        await self.under_way.aend(ASYNC, drain)
         for pools in self._pools:
             await pools.aclose()
         await self._switch.aclose()

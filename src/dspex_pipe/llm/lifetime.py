@@ -7,11 +7,15 @@ import os
 import threading
 import weakref
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
-from ..io import Event
+from ..io import IO, Breakable, Event
 
 _logger = logging.getLogger("dspex_pipe.llm")
+
+_LEAVING = 1.0  # seconds that calls have to leave when they were broken off
 
 __all__ = ["UnderWay", "renew_after_fork", "renew_all"]
 
@@ -25,6 +29,7 @@ class UnderWay:
         """Calls that were dropped: told by a finaliser, which must take no lock."""
         self._changed = threading.Condition()
         self._waiters: list[Event] = []
+        self._breakable: set[Breakable] = set()
 
     def __enter__(self) -> None:
         with self._changed:
@@ -42,18 +47,44 @@ class UnderWay:
         """How many there are."""
         return self._count - len(self.dropped)
 
-    def wait(self, seconds: float) -> None:
-        """Wait until there are none, or for so many seconds."""
+    def end(self, drain: float) -> None:
+        """Wait until there are none, for so many seconds; then break off what can be."""
+        self._wait(drain)
+        self._break_off()
+        self._wait(_LEAVING if self._breakable else 0.0)
+
+    async def aend(self, io: IO, drain: float) -> None:
+        """Wait until there are none, in this mode; see `end`."""
+        await self._await(io.event(), drain)
+        self._break_off()
+        await self._await(io.event(), _LEAVING if self._breakable else 0.0)
+
+    def _wait(self, seconds: float) -> None:
         with self._changed:
             self._changed.wait_for(lambda: not self.left(), seconds)
 
-    async def await_end(self, event: Event, seconds: float) -> None:
-        """Wait until there are none, or for so many seconds, with this event of the waiter's mode."""
+    async def _await(self, event: Event, seconds: float) -> None:
         with self._changed:
             if not self.left():
                 return
             self._waiters.append(event)
         await event.wait(seconds)
+
+    @contextmanager
+    def breakable(self) -> Iterator[None]:
+        """What runs inside, on an event loop, can be broken off; what follows it goes on."""
+        inside = Breakable()
+        self._breakable.add(inside)
+        try:
+            with inside:
+                yield
+        finally:
+            self._breakable.discard(inside)
+
+    def _break_off(self) -> None:
+        """Break off what runs on event loops, whichever."""
+        for inside in list(self._breakable):
+            inside.break_off()
 
 
 class Renewable(Protocol):

@@ -165,24 +165,26 @@ class AsyncStream(_Streaming):
     async def __anext__(self) -> Delta:
         if self._done:
             raise StopAsyncIteration
-        try:
-            chunks = self._chunks or await self._open()
-            while not self._ready:
-                chunk = await anext(chunks, None)
-                if chunk is None:
-                    break
-                self._feed(chunk)
-            if self._ready:
-                return self._take()
-            self._check_end()
-        except Exception as exc:  # noqa: BLE001 - raised again, as what it means
+        with self._call.client.breakable():
+            try:
+                chunks = self._chunks or await self._open()
+                while not self._ready:
+                    chunk = await anext(chunks, None)
+                    if chunk is None:
+                        break
+                    self._feed(chunk)
+                if self._ready:
+                    return self._take()
+                self._check_end()
+            except Exception as exc:  # noqa: BLE001 - raised again, as what it means
+                await self.aclose()
+                self._call.fail(exc)
+            except BaseException:
+                await self.aclose()
+                raise
             await self.aclose()
-            self._call.fail(exc)
-        except BaseException:
-            await self.aclose()
-            raise
-        await self.aclose()
-        raise StopAsyncIteration
+            raise StopAsyncIteration
+        raise self._call.client.broken_off()
 
     async def _open(self) -> AsyncIterator[bytes]:
         call = self._call
