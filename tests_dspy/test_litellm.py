@@ -52,6 +52,13 @@ THROUGH_HANDLERS = [
 ]  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def _their_retries_do_not_wait(monkeypatch):
+    """What is asked is how often they send, not how long they wait in between."""
+    monkeypatch.setattr("openai._base_client.BaseClient._calculate_retry_timeout", lambda *_, **__: 0.0)
+    monkeypatch.setattr("litellm.Router._time_to_sleep_before_retry", lambda *_, **__: 0.0)
+
+
 @pytest.fixture
 def provider() -> Iterator[Provider]:
     """A misbehaving LLM provider on a real socket."""
