@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from dspex_pipe.stores import database
 from dspex_pipe.stores.disk import DiskStore, StoreFailed
 from dspex_pipe.stores.private import cache_folder, private_folder
+from dspex_pipe.stores.secret import load_secret, secret_path
 from storing import Clock, get, put, share, start
 
 
@@ -266,15 +267,14 @@ def test_a_corrupt_file_of_ours_is_set_aside_and_begun_anew(make, path, start, c
     ]
 
 
-def test_what_lies_in_our_own_folder_is_ours_whatever_is_left_of_it(make, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for name, content in (("a.db", b"x"), ("b.db", b"no database" * 100)):
-        path = make(name).path
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(content)
-        put(make(name))
-        assert len(get(make(name))) == 1
-        assert path.with_name(f"{name}.corrupt").read_bytes() == content
+@pytest.mark.parametrize("content", [b"x", b"no database" * 100])
+def test_a_file_with_the_secret_of_a_cache_beside_it_was_ours_whatever_is_left_of_it(make, path, content):
+    path.parent.mkdir()
+    path.write_bytes(content)
+    load_secret(secret_path(path))
+    put(make())
+    assert len(get(make())) == 1
+    assert path.with_name("run.db.corrupt").read_bytes() == content
 
 
 def spoil_while_open(path, store):

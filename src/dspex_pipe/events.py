@@ -119,10 +119,16 @@ class Record:
         """Seconds until the deadline, negative when it has passed; ``None`` without one."""
         return None if self.deadline is None else self.deadline - self.now()
 
-    def completion(self, request: Request) -> Completion | None:
-        """Which LLM completion the request is; worked out once, by whoever asks first."""
+    def completion(self, request: Request, document: Any = None) -> Completion | None:
+        """Which LLM completion the request is; worked out once, by whoever asks first.
+
+        Args:
+            request: The request.
+            document: What its body holds, for who has parsed it.
+        """
         if self._completion is None:
-            self._completion = (recognise(request.method, request.url.path, content_of(request)),)
+            known = recognise(request.method, request.url.path, content_of(request), document)
+            self._completion = (known,)
         return self._completion[0]
 
 

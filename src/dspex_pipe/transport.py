@@ -14,7 +14,7 @@ from .io import IO, OutOfTime, close_dropped, drive
 from .opening import Stack, expect_next_hop, open_call
 from .outcome import surely_unsent
 from .rendering import Refusals, render
-from .wire import is_event_stream, media_type
+from .wire import EVENT_STREAM, media_type
 
 __all__ = ["AsyncTransport", "Refusals", "Stack", "Transport"]
 
@@ -221,16 +221,19 @@ def _plain_bound(request: Request, response: Response, record: Record) -> int | 
     Everything else stays a stream (``None``), also what turns out to be longer: a Kubernetes watch is endless
     ``application/json``.
     """
-    if is_event_stream(response.headers) or response.status_code < 200:
-        return None
-    completion = record.completion(request)
-    if completion is not None and response.status_code >= 400:
-        return _READ_BOUND
-    if completion is not None and not completion.stream:
-        return _ANSWER_BOUND
     kind = media_type(response.headers)
-    is_json = kind == "application/json" or kind.endswith("+json")
-    return known_length(response, _READ_BOUND) if is_json else None
+    if kind == EVENT_STREAM or response.status_code < 200:
+        return None
+    if kind == "application/json" or kind.endswith("+json"):
+        length = known_length(response, _READ_BOUND)
+        if length is not None:
+            return length
+    completion = record.completion(request)  # asked last: it takes longest
+    if completion is None:
+        return None
+    if response.status_code >= 400:
+        return _READ_BOUND
+    return None if completion.stream else _ANSWER_BOUND
 
 
 def _check_stream(response: Response, wanted: str, request: Request) -> None:

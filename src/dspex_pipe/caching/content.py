@@ -14,12 +14,8 @@ _STATEFUL = ("conversation", "previous_response_id", "background", "container", 
 _LOCAL_TOOLS = frozenset({"function", "custom"})
 
 
-def why_not(body: bytes) -> str | None:
-    """Why an LLM request must not be answered from a cache; ``None`` when it may."""
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
+def why_not(document: Any) -> str | None:
+    """Why an LLM request with this body must not be answered from a cache; ``None`` when it may."""
     if not isinstance(document, dict):
         return None
     for name in _STATEFUL:

@@ -6,11 +6,24 @@ import hashlib
 import hmac
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
-__all__ = ["CREDENTIALS", "KeyParts", "canonical", "credential_digest", "difference", "key_parts"]
+from ..wire import parse
+
+if TYPE_CHECKING:
+    from ..family import Request
+
+__all__ = [
+    "CREDENTIALS",
+    "KeyParts",
+    "canonical",
+    "credential_digest",
+    "difference",
+    "key_parts",
+    "plain_headers",
+]
 
 CREDENTIALS = (
     "authorization",
@@ -65,7 +78,7 @@ class KeyParts:
 def key_parts(
     method: str,
     url: str,
-    body: bytes,
+    content: Any,
     *,
     only: Iterable[str] | None = None,
     vary: Mapping[str, str] | None = None,
@@ -77,16 +90,18 @@ def key_parts(
     Args:
         method: The HTTP method.
         url: The URL, without its userinfo.
-        body: The whole body.
+        content: The whole body, `canonical`.
         only: Fields of a JSON body that count; by default all of it counts.
         vary: Request headers that count, with their values.
         identity: Who is asking.
         sample: Which of several samples.
     """
-    content = canonical(body)
     if only is not None and isinstance(content, dict):
         content = {name: content[name] for name in only if name in content}
     return KeyParts(method, url, content, vary or {}, identity, sample)
+
+
+_NOTHING = f"sha256:{hashlib.sha256().hexdigest()}"
 
 
 def canonical(body: bytes) -> Any:
@@ -95,26 +110,24 @@ def canonical(body: bytes) -> Any:
     A body that is not JSON, or that a server might read differently than we do (a key given twice), counts
     byte by byte: then it is a digest of itself.
     """
+    if not body:
+        return _NOTHING
     try:
-        return json.loads(body, object_pairs_hook=_unique, parse_float=_exact, parse_constant=_exact)
+        return parse(body)
     except (ValueError, RecursionError):
         return f"sha256:{hashlib.sha256(body).hexdigest()}"
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
-    if len(document) != len(pairs):
-        raise ValueError("a key is given twice")
-    return document
+_text = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
-def _exact(text: str) -> Any:
-    """A number as it is written: 1.0 and 1e400 stay apart from 1 and 1e401."""
-    return {"number": text}
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+def plain_headers(request: Request) -> dict[str, str]:
+    """A request's headers by lower-case name, all in one pass: httpx searches the whole list for each."""
+    plain: dict[str, str] = {}
+    for raw_name, raw_value in request.headers.raw:
+        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+        plain[name] = f"{plain[name]}, {value}" if name in plain else value
+    return plain
 
 
 def credential_digest(
@@ -124,13 +137,13 @@ def credential_digest(
 
     Args:
         secret: The key of the HMAC (SHA-256).
-        headers: The request's headers.
+        headers: The request's headers, by lower-case name.
         names: Which of them are credentials.
         userinfo: What stands before the ``@`` in the URL.
     """
     shown = [(name, _telling(name, headers.get(name))) for name in names]
     message = _text([shown, userinfo.decode("latin-1")])
-    return hmac.new(secret, message.encode(), "sha256").hexdigest()
+    return hmac.digest(secret, message.encode(), "sha256").hex()
 
 
 # Set by load balancers and bot filters in front of providers, often anew with each answer: they name no one.

@@ -19,19 +19,29 @@ from ..caching.by_rules import ByRules
 from ..caching.content import why_not
 from ..caching.exchange import MODES, Exchange, Tally
 from ..caching.http import CONDITIONS
-from ..caching.key import CREDENTIALS, KeyParts, credential_digest, difference, key_parts
+from ..caching.key import (
+    CREDENTIALS,
+    KeyParts,
+    canonical,
+    credential_digest,
+    difference,
+    key_parts,
+    plain_headers,
+)
 from ..caching.storage import Storage
 from ..config import brief, check, flag, one_of, optional, seconds
 from ..events import Record, record_of
 from ..options import Converter
 from ..stores.disk import DiskStore
 from ..stores.memory import MemoryStore
-from ..stores.secret import load_secret
+from ..stores.secret import load_secret, secret_path
+from ..wire import form_of
 
 if TYPE_CHECKING:
     from ..chain import Handler
     from ..family import Request, Response
     from ..io import IO
+    from ..wire import Completion
 
 __all__ = ["Cache"]
 
@@ -212,18 +222,20 @@ class Caching:
         if mode == "off":
             return await call_next(request)
         call = Exchange(request, call_next, io, record, mode, "", self._tally, config.max_wait)
-        if self._is_content(request, record):
-            body = content_of(request)
-            reason = "the request's body is a stream" if body is None else why_not(body)
-            if body is None or reason is not None:
-                record.emit("Cache", "passes by", reason or "")
+        body, headers = content_of(request), plain_headers(request)
+        # who asks for a part, or whether something has changed, wants no answer that another had
+        question = None if CONDITIONS & headers.keys() else self._question(request, body, record)
+        if question is not None:
+            content, completion = question
+            reason = "the request's body is a stream" if body is None else why_not(content)
+            if reason is not None:
+                record.emit("Cache", "passes by", reason)
                 return await call_next(request)
-            call.key = self._key(request, body, record.options.get("sample", 0)).digest
-            completion = record.completion(request)
+            call.key = self._key(request, headers, content, record.options.get("sample", 0)).digest
             call.format = None if completion is None else completion.format
             return await self._by_content.answer(call)
         if request.method in {"GET", "HEAD"}:
-            if content_of(request) != b"":
+            if body != b"":
                 record.emit("Cache", "passes by", f"a {request.method} with a body")
                 return await call_next(request)
             call.key = self._page_key(request, request.method, _plain(request.url))
@@ -232,26 +244,31 @@ class Caching:
         await self._by_rules.forget(call, response)
         return response
 
-    def _is_content(self, request: Request, record: Record) -> bool:
-        if not CONDITIONS.isdisjoint(request.headers):
-            return False  # it asks for a part, or whether something has changed: no answer for another
-        if self.config.match is not None and self.config.match(request):
-            return True
-        return record.completion(request) is not None or (
-            self.config.ttl is not None and request.method == "GET"
+    def _question(
+        self, request: Request, body: bytes | None, record: Record
+    ) -> tuple[Any, Completion | None] | None:
+        """The content and the format of a request that is kept by content; ``None`` for all others."""
+        config = self.config
+        chosen = (config.match is not None and config.match(request)) or (
+            config.ttl is not None and request.method == "GET"
         )
+        if not chosen and form_of(request.method, request.url.path) is None:
+            return None
+        content = None if body is None else canonical(body)
+        completion = record.completion(request, content)
+        return (content, completion) if chosen or completion is not None else None
 
     # Keys
 
-    def _key(self, request: Request, body: bytes, sample: int) -> KeyParts:
+    def _key(self, request: Request, headers: Mapping[str, str], content: Any, sample: int) -> KeyParts:
         config = self.config
         return key_parts(
             request.method,
             _plain(request.url),
-            body,
+            content,
             only=("model", "messages", "input", "prompt", "stream") if config.key == "messages" else None,
-            vary={name: request.headers.get(name, "") for name in self._vary(request)},
-            identity=self._identity(request),
+            vary={name: headers.get(name, "") for name in self._vary(request)},
+            identity=self._identity(request, headers),
             sample=sample,
         )
 
@@ -262,21 +279,22 @@ class Caching:
     def _page_key(self, request: Request, method: str, url: str) -> str:
         """The key of what HTTP's rules keep for whoever sends this request."""
         kind = "shared" if self.config.shared else "private"
-        return key_parts(method, url, b"", identity=f"{kind} {self._identity(request)}").digest
+        identity = self._identity(request, plain_headers(request))
+        return key_parts(method, url, canonical(b""), identity=f"{kind} {identity}").digest
 
-    def _identity(self, request: Request) -> str:
+    def _identity(self, request: Request, headers: Mapping[str, str]) -> str:
         namespace = self.config.namespace
-        who = self._who(request)
+        who = self._who(request, headers)
         return f"in {namespace!r}: {who}" if namespace else who
 
-    def _who(self, request: Request) -> str:
+    def _who(self, request: Request, headers: Mapping[str, str]) -> str:
         config = self.config
         if callable(config.identity):
             return f"named {config.identity(request)}"
         if config.identity == "shared":
             return "shared"
         userinfo = request.url.userinfo
-        digest = credential_digest(self._secret, request.headers, config.credentials, userinfo)
+        digest = credential_digest(self._secret, headers, config.credentials, userinfo)
         return f"credential {digest}"
 
     def _disguise(self, request: Request) -> Mapping[str, str]:
@@ -293,16 +311,19 @@ class Caching:
 
         The text holds the body: it is for the caller's eyes.
         """
-        one = self._key(request, content_of(request) or b"", 0)
-        if other is None:
+        one, *others = (
+            self._key(each, plain_headers(each), canonical(content_of(each) or b""), 0)
+            for each in (request, other)
+            if each is not None
+        )
+        if not others:
             return str(one)
-        two = self._key(other, content_of(other) or b"", 0)
-        return "\n".join(difference(one, two)) or "the keys are the same"
+        return "\n".join(difference(one, others[0])) or "the keys are the same"
 
 
 def _plain(url: Any) -> str:
     """A URL without its userinfo, which is a credential, and its fragment, which is never sent."""
-    return str(url.copy_with(userinfo=b"", fragment=None))
+    return str(url.copy_with(userinfo=b"", fragment=None) if url.userinfo or url.fragment else url)
 
 
 def _open(store: Any) -> Any:
@@ -321,7 +342,7 @@ def _secret_for(store: Any, config: Cache) -> bytes:
     if config.identity != "credential" or isinstance(store, MemoryStore):
         return secrets.token_bytes(32)
     if isinstance(store, DiskStore):
-        return load_secret(store.path.with_name(store.path.name + ".key"))
+        return load_secret(secret_path(store.path))
     raise ValueError(
         f"Cache({type(store).__name__}) needs secret=: at least 16 bytes, the same for all who share the "
         "store, to tell credentials apart without keeping them"

@@ -10,7 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .private import cache_folder, private_file, private_folder, tighten
+from .private import private_file, private_folder, tighten
+from .secret import secret_path
 
 __all__ = ["Broken", "Connection", "connect", "identity", "is_corrupt", "set_aside", "was_ours"]
 
@@ -101,11 +102,11 @@ def is_corrupt(exc: sqlite3.Error) -> bool:
 
 
 def was_ours(path: Path) -> bool:
-    """Whether a corrupt file was a cache of ours: it still bears the mark, or lies where only ours are."""
+    """Whether a corrupt file was a cache of ours: it bears the mark, or the secret of one is beside it."""
     with path.open("rb") as file:
         file.seek(68)  # https://www.sqlite.org/fileformat2.html#application_id
         mark = file.read(4)
-    return mark == _APPLICATION.to_bytes(4, "big") or path.parent == cache_folder()
+    return mark == _APPLICATION.to_bytes(4, "big") or secret_path(path).exists()
 
 
 def set_aside(path: Path) -> None:

@@ -14,6 +14,11 @@ __all__ = ["load_secret"]
 _SIZE = 32
 
 
+def secret_path(store: Path) -> Path:
+    """Where the secret of a store in a file is kept: beside it."""
+    return store.with_name(f"{store.name}.key")
+
+
 def load_secret(path: str | os.PathLike[str]) -> bytes:
     """Read the secret in a file, or make one if there is none.
 

@@ -1,12 +1,14 @@
 """Provider formats: what an LLM request is, and what an error body says or has to say."""
 
-from .completion import Completion, recognise
+from .completion import Completion, form_of, recognise
+from .document import parse
 from .errors import codes_of, error_body, error_codes
 from .limits import told_reset
-from .media import is_event_stream, media_type
+from .media import EVENT_STREAM, is_event_stream, media_type
 from .streams import Kind, Known, Seen, StreamReader, Usage, reader_for
 
 __all__ = [
+    "EVENT_STREAM",
     "Completion",
     "Kind",
     "Known",
@@ -16,8 +18,10 @@ __all__ = [
     "codes_of",
     "error_body",
     "error_codes",
+    "form_of",
     "is_event_stream",
     "media_type",
+    "parse",
     "reader_for",
     "recognise",
     "told_reset",

@@ -9,11 +9,13 @@ Sources: OpenAI API reference (chat, completions, embeddings, responses), Anthro
 
 from __future__ import annotations
 
-import json
+from typing import Any
 
 from attrs import frozen
 
-__all__ = ["Completion", "recognise"]
+from .document import parse
+
+__all__ = ["Completion", "form_of", "recognise"]
 
 _FORMATS = (
     # path suffix, the field its body must carry besides "model", the name of the format
@@ -41,27 +43,32 @@ class Completion:
     stream: bool
 
 
-def recognise(method: str, path: str, content: bytes | None) -> Completion | None:
+def form_of(method: str, path: str) -> tuple[str, str, str] | None:
+    """What an LLM request with this method and path looks like, if there is any."""
+    return next((form for form in _FORMATS if path.endswith(form[0])), None) if method == "POST" else None
+
+
+def recognise(method: str, path: str, content: bytes | None, document: Any = None) -> Completion | None:
     """Tell which LLM completion this request is, or ``None``.
 
     Args:
         method: The HTTP method.
         path: The URL's path, without the query.
         content: The request's whole body; ``None`` when it cannot be looked at (a stream).
+        document: What it holds, for who has parsed it.
     """
-    if method != "POST" or not content:
-        return None
-    form = next((form for form in _FORMATS if path.endswith(form[0])), None)
-    if form is None:
+    form = form_of(method, path)
+    if form is None or not content:
         return None
     _, field, name = form
-    try:
-        body = json.loads(content)
-    except (ValueError, RecursionError):
+    if document is None:
+        try:
+            document = parse(content)
+        except (ValueError, RecursionError):
+            return None
+    if not isinstance(document, dict) or not document.get(field):
         return None
-    if not isinstance(body, dict) or not body.get(field):
-        return None
-    model = body.get("model")
+    model = document.get("model")
     if not isinstance(model, str) or not model:
         return None
-    return Completion(name, model, body.get("stream") is True)
+    return Completion(name, model, document.get("stream") is True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["is_event_stream", "media_type"]
+__all__ = ["EVENT_STREAM", "is_event_stream", "media_type"]
+
+EVENT_STREAM = "text/event-stream"
 
 
 def media_type(headers: Mapping[str, str]) -> str:
@@ -18,4 +20,4 @@ def media_type(headers: Mapping[str, str]) -> str:
 
 def is_event_stream(headers: Mapping[str, str]) -> bool:
     """Whether the body is server-sent events."""
-    return media_type(headers) == "text/event-stream"
+    return media_type(headers) == EVENT_STREAM
