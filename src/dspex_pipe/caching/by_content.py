@@ -62,9 +62,9 @@ class ByContent:
                 lead.leave()
 
     async def _fresh(self, call: Exchange) -> Saved | None:
-        for kept in await self._storage.load(call.key, call.io):
-            if self._ttl is None or 0 <= call.io.wall() - kept.saved.stored_at < self._ttl:
-                return kept.saved
+        for saved in await self._storage.find(call.key, call.io):
+            if self._ttl is None or 0 <= call.io.wall() - saved.stored_at < self._ttl:
+                return saved
         return None
 
     async def _share(self, call: Exchange, result: Shared) -> Response:

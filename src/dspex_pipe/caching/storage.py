@@ -12,6 +12,7 @@ from attrs import frozen
 
 from ..io import drive
 from ..stores.disk import DiskStore
+from ..stores.memory import Kept as InMemory
 from ..stores.memory import MemoryStore
 from ..wire import is_event_stream
 
@@ -129,12 +130,20 @@ class Storage:
         self.is_async = inspect.iscoroutinefunction(store.get_entries)
         self._in_memory = isinstance(store, MemoryStore)
         # a store on disk has a memory that can be asked without leaving the event loop
-        self._front = store.memory if isinstance(store, DiskStore) else None
+        self._memory = store if self._in_memory else store.memory if isinstance(store, DiskStore) else None
         self._warned = False
+
+    async def find(self, key: str, io: IO) -> list[Saved]:
+        """The answers of a key that are whole and of our making; those in memory are unpacked only once."""
+        if self._memory is not None:
+            found = [saved for kept in self._memory.find(key) if (saved := _read_once(kept)) is not None]
+            if found or self._in_memory:
+                return found
+        return [kept.saved for kept in await self.load(key, io)]
 
     async def load(self, key: str, io: IO) -> list[Kept]:
         """The entries of a key that are whole and of our making."""
-        if self._front is not None and (found := drive(self._load(self._front, key))):
+        if self._memory is not None and (found := drive(self._load(self._memory, key))):
             return found
         return await self._run(lambda: self._load(self.store, key), io) or []
 
@@ -273,6 +282,14 @@ def _unpack(response: Any, read: tuple[bytes, ...]) -> Saved | None:
         if f"x-dspex-{name}" in headers
     )
     return Saved(response.status_code, shown_pairs(headers), pieces, stored_at, extensions)
+
+
+def _read_once(kept: InMemory) -> Saved | None:
+    """What an entry in memory holds."""
+    if kept.reading is None:
+        kept.reading = _unpack(kept.entry().response, kept.chunks)
+    saved: Saved | None = kept.reading
+    return saved
 
 
 def _cut(body: bytes, lengths: str) -> tuple[bytes, ...]:

@@ -84,7 +84,9 @@ class Logging:
 
 def safe(text: str) -> str:
     """Text from outside, on one line: not printable is escaped, and long is cut at 200 characters."""
-    clean = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    clean = text
+    if not text.isprintable():
+        clean = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return clean if len(clean) <= _LONGEST else clean[:_LONGEST] + "…"
 
 

@@ -71,6 +71,8 @@ class Kept:
     chunks: tuple[bytes, ...] = ()
     expires: float = inf
     size: int = 0
+    reading: Any = None
+    """What a reader has made of it, and need not make again as long as it stays as it is."""
 
     @classmethod
     def of(
@@ -110,6 +112,7 @@ class Kept:
     def update_headers(self, headers: Headers) -> None:
         """Replace the response's headers."""
         self.headers = _plain(headers)
+        self.reading = None
 
     def used(self, now: float) -> None:
         """Begin the time without use anew."""
@@ -243,6 +246,10 @@ class MemoryStore:
 
     def get_entries(self, key: str) -> list[Entry]:
         """The entries of a key that are whole and have not expired, each with its whole body."""
+        return [kept.entry() for kept in self.find(key)]
+
+    def find(self, key: str) -> list[Kept]:
+        """What `get_entries` gives, but not as entries: not to be changed."""
         now = time.time()
         with self._lock:
             group = self._groups.get(key)
@@ -256,7 +263,7 @@ class MemoryStore:
                     found.append(kept)
                 else:
                     self._drop(kept)
-        return [kept.entry() for kept in found]
+        return found
 
     def update_headers(self, id: UUID, headers: Headers) -> None:  # noqa: A002 - hishel's name for it
         """Replace the response's headers of an entry, if there still is one."""
