@@ -103,6 +103,14 @@ def test_a_config_is_needed(supervisor):
         supervisor.start_client("a", {"model": "m"})
 
 
+def test_layers_may_be_one_pipeline_that_others_share(provider, supervisor):
+    shared = Pipeline([Cache()])
+    for name in ("a", "b"):
+        what = config(provider, layers=shared)
+        assert what.layers == (shared,)
+        assert supervisor.start_client(name, what).request("hi").cached is (name == "b")
+
+
 def test_start_log_and_events(provider, caplog):
     events = []
     with caplog.at_level(logging.INFO, "dspex_pipe.llm"), Supervisor(on_event=events.append) as supervisor:
@@ -855,6 +863,19 @@ def test_what_still_runs_after_the_drain_is_cancelled_in_whichever_loop(silent, 
         connection.settimeout(10)
         while connection.recv(65536):
             pass  # until it is closed: nothing is left open
+
+
+def test_a_call_that_comes_too_late_for_the_connections_says_so(supervisor):
+    _, what = scripted(Reply(json=CHAT))
+    client = supervisor.start_client("a", what)
+    pools = client.pools()
+    client.close()
+    client.pools = lambda: pools  # as who asked just before
+    with pytest.raises(ClientDown, match="it was stopped"):
+        client.request("hi")
+    with pytest.raises(ClientDown, match="it was stopped"):
+        asyncio.run(client.arequest("hi"))
+    assert supervisor.status()["a"]["crashes"] == 0
 
 
 def test_a_calls_own_cancellation_stays_one(silent, supervisor):

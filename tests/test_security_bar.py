@@ -12,9 +12,22 @@ from pathlib import Path
 
 import httpx
 import pytest
+from pyrate_limiter import Rate
 
 import dspex_pipe
-from dspex_pipe import Breaker, BreakerOpen, Cache, Logging, MemoryStore, Pipeline, RateLimit, Retry, explain
+from dspex_pipe import (
+    Breaker,
+    BreakerOpen,
+    Cache,
+    Logging,
+    Meaning,
+    MemoryStore,
+    Pipeline,
+    RateLimit,
+    RedisStore,
+    Retry,
+    explain,
+)
 from dspex_pipe.layers.breaker import Circuit
 from dspex_pipe.table import Table
 from dspex_pipe.testing import Reply, Script, VirtualIO
@@ -179,6 +192,20 @@ def test_9_a_store_that_others_share_needs_a_secret_of_its_own():
 
     with pytest.raises(ValueError, match="needs secret="):
         Pipeline([Cache(Theirs())])
+
+
+def test_layers_are_pickled_without_their_secrets_and_pipelines_begin_anew():
+    store = RedisStore(url=f"redis://me:{SECRET}@127.0.0.1:1/0?password={SECRET}")
+    limit = RateLimit(Rate(1, 60_000), store=store)
+    inner = Pipeline([Retry(), Cache(secret=SECRET.encode() * 4)], meanings={"melted": Meaning.FAILED})
+    inner.client(transport=Script(Reply(json={}))).post(CHAT, json=ASK)
+    data = pickle.dumps([limit, inner])
+    assert SECRET.encode() not in data
+    again, pipeline = pickle.loads(data)
+    assert again.store.url == "redis://127.0.0.1:1/0"
+    assert repr(pipeline) == repr(inner)
+    assert pipeline.meanings == inner.meanings
+    assert (inner.snapshot()["layers"][1]["misses"], pipeline.snapshot()["layers"][1]["misses"]) == (1, 0)
 
 
 def test_a_refusal_keeps_its_class_but_no_request_through_pickle():

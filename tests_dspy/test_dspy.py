@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import copy
 import gc
 import json
@@ -21,6 +22,7 @@ from dspy.utils.exceptions import (
     LMAuthError,
     LMBillingError,
     LMConfigurationError,
+    LMInvalidRequestError,
     LMRateLimitError,
     LMServerError,
     LMTimeoutError,
@@ -41,7 +43,9 @@ from dspex_pipe import (
     options,
     refusal_of,
 )
-from dspex_pipe.llm.dspy import LM, Engine, lm
+from dspex_pipe.llm import Env
+from dspex_pipe.llm.dspy import LM, Engine, lm, service
+from dspex_pipe.llm.dspy.gateway import gateway
 from dspex_pipe.llm.lifetime import renew_all
 from provider import Provider
 
@@ -184,6 +188,17 @@ def test_a_rollout_is_a_sample_of_its_own_and_has_one_answer(make, provider):
         assert provider.calls == 7
 
 
+def test_a_sample_of_ones_own_does_not_make_rollouts_one(make, provider):
+    model = make(layers=[Cache()])
+    with options(sample=7):
+        for _ in range(2):
+            ask(model)
+            for rollout in (1, 2):
+                ask(model.copy(rollout_id=rollout, temperature=1.0))
+        model("hi", n=3, temperature=1.0)
+    assert provider.calls == 6
+
+
 def test_each_of_n_answers_is_a_sample_of_its_own(make, provider):
     model = make(layers=[Cache()])
     assert len(model("hi", n=3, temperature=1.0)) == 3
@@ -264,8 +279,10 @@ def test_only_if_cached_replays_at_no_cost(make, provider):
     ask(model)
     with options(cache="only_if_cached"):
         assert ask(model) == "Forty-two."
-        with pytest.raises(LMTimeoutError, match="only_if_cached sends nothing"):
-            ask(model, "another")
+        with pytest.raises(LMInvalidRequestError, match="only_if_cached sends nothing"):  # never tried again
+            ask(model.copy(num_retries=3), "another")
+        with pytest.raises(LMInvalidRequestError):
+            asyncio.run(aask(model, "another"))
     replay = model.copy(options={"cache": "only_if_cached"})
     assert ask(replay) == "Forty-two."
     with dspy.context(lm=replay):  # into threads, too
@@ -317,6 +334,19 @@ def test_an_open_breaker_is_a_server_error_that_says_when(make, provider):
     assert provider.calls == 5
 
 
+@pytest.mark.parametrize("mode", ["blocking", "async"])
+def test_a_status_error_tells_what_the_layers_did(make, mode):
+    model = make("openai/500", [Retry(attempts=2)])
+    with pytest.raises(LMServerError) as caught:
+        ask(model) if mode == "blocking" else asyncio.run(aask(model))
+    assert [event.layer for event in explain(caught.value)] == ["transport", "Retry", "transport", "Retry"]
+    stream = model.engine.stream(
+        dspy.lm15.Request(model="openai/500", messages=(dspy.lm15.Message.user("x"),))
+    )
+    with pytest.raises(dspy.lm15.ServerError):
+        next(stream)
+
+
 def test_our_own_rate_and_the_deadline_are_dspys_errors_too(make, provider):
     model = make(layers=[RateLimit(Rate(1, Duration.HOUR), max_wait=0)])
     ask(model)
@@ -328,6 +358,12 @@ def test_our_own_rate_and_the_deadline_are_dspys_errors_too(make, provider):
         ask(make("openai/slow", timeout=0.05))
     with options(deadline=0.05), pytest.raises(LMTimeoutError):
         ask(make("openai/slow"))
+
+
+@pytest.mark.parametrize("mode", ["blocking", "async"])
+def test_a_504_of_the_provider_is_no_miss_of_ours(make, mode):
+    with pytest.raises(LMTimeoutError):
+        ask(make("openai/504")) if mode == "blocking" else asyncio.run(aask(make("openai/504")))
 
 
 def test_nobody_listens(make):
@@ -370,6 +406,30 @@ def test_copies_share_the_layers(make, provider):
     assert provider.calls == 1
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"model_type": "responses"}, "model_type=…"),
+        ({"engine": "lm15"}, "engine=…"),
+        ({"model": "anthropic/claude-x"}, "model=…"),
+        ({"options": {"nonsense": 1}}, "nonsense"),
+    ],
+)
+def test_a_copy_that_needs_another_lm_is_told_so(make, change, says):
+    with pytest.raises((TypeError, ValueError), match=says):
+        make(layers=[Cache()]).copy(**change)
+
+
+def test_copies_have_options_of_their_own(make):
+    model = make(layers=[Cache()], options=options(skip={"Cache"}))
+    copied = model.copy(model="openai/other", temperature=0.3)
+    copied.options["cache"] = "off"
+    assert model.options == {"skip": ["Cache"]}
+    assert json.loads(json.dumps(model.dump_state()["options"])) == model.options
+    with pytest.raises(TypeError, match=r"made by lm\(…\)"):
+        LM("openai/ok")
+
+
 def test_two_lms_share_a_pipeline_only_if_they_are_told_to(make, provider):
     for _ in range(2):
         ask(make(layers=[Cache()]))
@@ -382,7 +442,7 @@ def test_two_lms_share_a_pipeline_only_if_they_are_told_to(make, provider):
 
 def test_a_pickle_has_no_key_and_comes_back_as_what_is_like_it(make, provider, monkeypatch):
     model = make(layers=[Cache()], http={"headers": {"x-team": "sk-secret"}})
-    other = make(layers=[])  # newer, of the same name, and different
+    other = make(layers=[Cache()], api_key="another")  # newer, and the same at first sight
     kept = pickle.dumps(model)
     assert b"sk-secret" not in kept
     assert pickle.loads(kept).pipeline is model.pipeline
@@ -391,6 +451,24 @@ def test_a_pickle_has_no_key_and_comes_back_as_what_is_like_it(make, provider, m
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-that-process")
     assert "Forty-two." in run(kept.hex(), code=code)
     assert provider.seen[-1].headers["authorization"] == "Bearer sk-of-that-process"
+
+
+def test_what_came_in_a_pickle_is_one_from_task_to_task(make, provider, monkeypatch):
+    model = make(layers=[Cache()])
+    kept = pickle.dumps(model)
+    model.close()  # as good as in another process
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    for _ in range(3):
+        ask(pickle.loads(kept))
+        gc.collect()
+    assert provider.calls == 1
+    monkeypatch.setattr(service, "_MOST_REVIVED", 1)
+    others = [pickle.dumps(lm("openai/ok", layers=[], api_key="k")) for _ in range(2)]
+    gc.collect()
+    for other in others:
+        pickle.loads(other)
+    assert len(service._revived) == 1
+    service._revived.clear()
 
 
 def test_a_saved_program_finds_its_lm_by_name(make, provider, tmp_path):
@@ -408,11 +486,15 @@ def test_a_saved_program_finds_its_lm_by_name(make, provider, tmp_path):
     assert found.pipeline is model.pipeline
     assert (found.options, found.num_retries, found.cache) == ({"cache": "read_only"}, 0, False)
     assert loaded(question="6 x 9?").answer == "Forty-two."
-    newest = make(layers=[Cache()], name="judge", timeout=5)
+    newest = make(layers=[Cache()], name="judge")  # as in a notebook, where a cell runs again
+    make(layers=[], name="judge", model_type="responses")
     loaded.load(tmp_path / "program.json", allow_unsafe_lm_state=True)
     assert loaded.predictors()[0].lm.pipeline is newest.pipeline
-    model.close()
-    newest.close()
+    other = make(layers=[Cache()], name="judge", api_key="another")
+    with pytest.raises(LookupError, match="several here have that name"):
+        loaded.load(tmp_path / "program.json", allow_unsafe_lm_state=True)
+    for each in (model, newest, other):
+        each.close()
     with pytest.raises(LookupError, match=r"make it with lm\(…, name='judge'\)"):
         loaded.load(tmp_path / "program.json", allow_unsafe_lm_state=True)
 
@@ -482,7 +564,9 @@ def test_it_tells_adapters_what_the_model_can(make):
     ("given", "says"),
     [
         ({"layers": [7]}, "7"),
-        ({"layers": 7}, "a list of layers"),
+        ({"layers": 7}, r"lm\(layers=…\) takes a list of layers"),
+        ({"http": {"timeout": 3}}, "settings of their own"),
+        ({"http": {"base_url": "http://x"}}, "settings of their own"),
         ({"layers": "abc"}, "a list of layers"),
         ({"api_key": ""}, "an empty string"),
         ({"api_key": 3}, "got int"),
@@ -520,11 +604,13 @@ def test_the_key_may_come_from_a_function_or_a_variable(make, provider, monkeypa
     model = make(api_key=lambda: next(keys))
     model("hi")
     model("hi")
+    monkeypatch.setenv("TEAM_KEY", "team")
+    make(api_key=Env("TEAM_KEY"))("hi")
     with pytest.raises(LMConfigurationError, match="OPENAI_API_KEY"):
         make(api_key=None)("hi")
     monkeypatch.setenv("OPENAI_API_KEY", "three")
     make(api_key=None)("hi")
-    assert [seen.headers["authorization"][7:] for seen in provider.seen] == ["one", "two", "three"]
+    assert [seen.headers["authorization"][7:] for seen in provider.seen] == ["one", "two", "team", "three"]
 
 
 @pytest.mark.parametrize(
@@ -533,12 +619,36 @@ def test_the_key_may_come_from_a_function_or_a_variable(make, provider, monkeypa
         ("openai/ok", "OPENAI_API_BASE", "/v1"),
         ("openai/ok", "OPENAI_BASE_URL", "/v1"),
         ("anthropic/ok", "ANTHROPIC_BASE_URL", ""),
+        ("anthropic/ok", "ANTHROPIC_API_BASE", "/v1"),
+        ("gpt-unknown", "OPENAI_BASE_URL", "/v1"),
+        ("openai:ok", "OPENAI_BASE_URL", "/v1"),
+        ("ollama/ok", "OLLAMA_API_BASE", ""),
     ],
 )
 def test_a_gateway_named_by_a_variable_is_honoured(make, provider, monkeypatch, model, variable, path):
     monkeypatch.setenv(variable, provider.url + path)
     assert ask(make(model, api_base=None)) == "Forty-two."
     assert provider.calls == 1
+
+
+def test_a_variable_that_holds_no_address_is_told_and_no_other_providers_is_read(monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", "https://me:sk-secret@gw.test/v1")
+    with pytest.raises(ValueError, match="OPENAI_BASE_URL takes a URL") as caught:
+        lm("openai/ok", layers=[], api_key="k")
+    assert "sk-secret" not in str(caught.value)
+    assert gateway("azure/ok", "azure-chat") is None
+
+
+def test_what_was_declared_to_dspy_is_not_overridden(make, provider, monkeypatch):
+    access = dspy.lm15.AccessPolicy("acme", base_url=f"{provider.url}/v1", env_keys=("ACME_KEY",))
+    dspy.lm15.register_provider(
+        dspy.lm15.ProviderDefinition.chat(access, compat=dspy.lm15.OpenAIChatCompat())
+    )
+    try:
+        monkeypatch.setenv("ACME_BASE_URL", "http://127.0.0.1:9")
+        assert ask(make("acme/ok", api_base=None)) == "Forty-two."
+    finally:
+        dspy.lm15.unregister_provider("acme")
 
 
 def test_the_providers_own_address_is_the_default(make):
@@ -574,6 +684,34 @@ def test_compressed_answers_arrive_decoded(make, provider):
     assert ask(make(layers=[compress])) == "Forty-two."
 
 
+def test_a_dead_host_is_given_up_after_seconds_to_connect(make):
+    seen = []
+
+    async def note(request, call_next):
+        seen.append(request.extensions["timeout"])
+        return await call_next(request)
+
+    ask(make(layers=[note]))
+    assert seen == [{"connect": 10.0, "read": 600.0, "write": 600.0, "pool": 600.0}]
+
+
+def test_an_lm_that_is_forgotten_leaves_no_connection(provider):
+    model = lm("openai/ok", layers=[], api_key="k", api_base=f"{provider.url}/v1")
+    ask(model)
+    del model
+    gc.collect()
+    assert provider.wait_until_left(5)
+
+
+def test_a_call_that_is_closed_elsewhere_harms_nobody(make):
+    async def leave():
+        call = make().acall("hi")
+        contextvars.copy_context().run(call.send, None)  # begun there, and suspended
+        call.close()
+
+    asyncio.run(leave())
+
+
 def test_after_close_it_says_so(make, provider):
     model = make(layers=[Cache()])
     ask(model)
@@ -587,8 +725,9 @@ def test_after_close_it_says_so(make, provider):
         other = make()
         await aask(other)
         assert not await asyncio.to_thread(provider.wait_until_left, 0.01)
+        other.close()
         await other.aclose()
-        await other.engine.service.aclose()
+        await other.aclose()
         assert await asyncio.to_thread(provider.wait_until_left, 5)
         await make()._async_engine_spec.aclose()
 
@@ -643,8 +782,12 @@ def test_a_forked_process_has_connections_of_its_own(make, provider):
 def test_what_is_renewed_has_nothing_of_before(make, provider):
     model = make(layers=[Cache()])
     ask(model)
-    old = model.engine.service._pools
+    closed = make()
+    closed.close()
+    old = model.engine.service.pools
     renew_all()
     ask(model)
     assert provider.calls == 2
     old.close()
+    with pytest.raises(LMConfigurationError):
+        ask(closed)

@@ -22,7 +22,8 @@ def check(allowed: str, test: Callable[[Any], bool]) -> Check:
 
     def validate(instance: Any, attribute: Any, value: Any) -> None:
         if not test(value):
-            raise ValueError(f"{type(instance).__name__}({attribute.name}=…) takes {allowed}, got {value!r}")
+            name = getattr(instance, "_called", type(instance).__name__)
+            raise ValueError(f"{name}({attribute.name}=…) takes {allowed}, got {value!r}")
 
     validate.allowed, validate.test = allowed, test  # type: ignore[attr-defined] # for optional()
     return validate

@@ -23,6 +23,7 @@ __all__ = [
     "Request",
     "Response",
     "content_of",
+    "create_ssl_context",
     "family_of",
     "load",
     "named",
@@ -173,6 +174,12 @@ def named(module: ModuleType) -> Family:
 def load(name: str = "httpx") -> Family:
     """Import one of the two and return its family."""
     return named(__import__(name))
+
+
+def create_ssl_context(module: ModuleType | None) -> Any:
+    """What a client of httpx, or of this module, makes for itself unless it is told otherwise."""
+    family = load() if module is None else named(module)
+    return family.module.create_ssl_context()
 
 
 def family_of(thing: object) -> Family:

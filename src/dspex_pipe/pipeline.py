@@ -94,7 +94,8 @@ class Pipeline:
                 known.update(getattr(layer, "options", {}))
         self.known_options: Mapping[str, Converter] = known
         self.names: frozenset[str] = frozenset(names)
-        self.meanings: Mapping[str | int, Meaning] = {**words, **_check_meanings(meanings or {})}
+        self._meanings = _check_meanings(meanings or {})
+        self.meanings: Mapping[str | int, Meaning] = {**words, **self._meanings}
         for remark in self.advice():
             if remark.code.startswith("W"):
                 warnings.warn(str(remark), OrderWarning, stacklevel=_frames_of_ours())
@@ -121,6 +122,10 @@ class Pipeline:
             if step.middleware is not without
         ]
         return _Rebuilt(layers, on_event=self.on_event, meanings=self.meanings, kept=kept)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """It is pickled as what it is made of, and begins anew where it is loaded: state is no part of it."""
+        return _again, (self.layers, self.on_event, dict(self._meanings))
 
     def runs(self, middleware: Middleware) -> bool:
         """Whether a running layer is one of these, or of those of a pipeline among them."""
@@ -350,6 +355,12 @@ class _Rebuilt(Pipeline):
                 self._kept.remove(pair)
                 return pair[1]
         return None
+
+
+def _again(
+    layers: Iterable[LayerLike], on_event: OnEvent | None, meanings: Mapping[str | int, Meaning]
+) -> Pipeline:
+    return Pipeline(layers, on_event=on_event, meanings=meanings)
 
 
 def close_steps(steps: Iterable[Step]) -> None:

@@ -11,7 +11,7 @@ from attrs import define, frozen
 from ..body import Replay, is_buffered, known_length, put_stream, respond
 from ..errors import DeadlineExceeded, RateLimited
 from ..outcome import is_any_timeout
-from ..wire import error_body, is_event_stream
+from ..wire import NOT_CACHED, error_body, is_event_stream
 from .recording import Recording
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class Exchange:
         if not self.is_completion:
             return respond(self.request, 504, headers=headers)
         headers["content-type"] = "application/json"
-        content = error_body("not_cached", "Cache: nothing is kept, and only_if_cached sends nothing")
+        content = error_body(NOT_CACHED, "Cache: nothing is kept, and only_if_cached sends nothing")
         return respond(self.request, 504, headers=headers, content=content)
 
     def missed(self, response: Response) -> Response:

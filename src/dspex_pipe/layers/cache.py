@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
-from attrs import evolve, field, frozen
+from attrs import asdict, evolve, field, frozen
 
 from ..body import content_of
 from ..caching.by_content import ByContent
@@ -163,6 +163,13 @@ class Cache:
     max_wait: float = field(default=60.0, kw_only=True, validator=seconds(zero=True))
 
     __repr__ = brief
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without ``secret``: where it is loaded, it needs one anew, as if it had none."""
+        return {**asdict(self, recurse=False), "secret": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc] # validated, as at first
 
     def named(self, name: str) -> Cache:
         """This cache, as that of a named client: what is kept for it is kept apart."""

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
-from attrs import define, evolve, field, fields, frozen
+from attrs import asdict, define, evolve, field, fields, frozen
 
 from ..config import check, one_of, optional, seconds, whole
 from ..errors import RateLimited
@@ -111,10 +111,20 @@ class RedisStore:
     )
     timeout: float = field(default=0.25, validator=seconds())
 
-    def __repr__(self) -> str:
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the password in the URL."""
+        return {**asdict(self, recurse=False), "url": self._place}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc] # validated, as at first
+
+    @property
+    def _place(self) -> str:
         parts = urlsplit(self.url)
-        place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-        shown = [repr(place)]
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+
+    def __repr__(self) -> str:
+        shown = [repr(self._place)]
         for name in ("prefix", "timeout"):
             value = getattr(self, name)
             if value != getattr(fields(RedisStore), name).default:

@@ -23,6 +23,7 @@ from .completion import Completion, Delta
 from .config import ClientConfig
 from .errors import BreakerOpen, Crashed, DeadlineExceeded, LLMError, ProviderDown, RateLimited, error_for
 from .formats import FORMATS, Malformed
+from .pools import PoolsClosed
 
 if TYPE_CHECKING:
     from ..family import Request, Response
@@ -150,6 +151,8 @@ class Call:
             self.client.health.failed(f"HTTP request error: {type(exc).__name__}")
             reason = f"it cannot be reached: {type(exc).__name__}"
             raise ProviderDown(reason, client=name, trace=trace) from exc
+        if isinstance(exc, PoolsClosed):
+            raise self.client.broken_off() from exc
         self.client.crashed(exc)
         reason = f"{type(exc).__name__}: {self._redacted(str(exc))}"
         raise Crashed(reason, client=name, trace=trace) from exc

@@ -11,11 +11,12 @@ from attrs import Factory, field, frozen
 
 from .. import presets
 from ..config import check, one_of, seconds
+from ..pipeline import Pipeline
 
 if TYPE_CHECKING:
     from ..pipeline import LayerLike
 
-__all__ = ["ClientConfig", "Env", "Wire"]
+__all__ = ["ClientConfig", "Env", "Wire", "a_key", "a_url", "for_httpx", "listed"]
 
 Wire: TypeAlias = Literal["openai", "responses", "anthropic"]
 _OPENAI: Wire = "openai"
@@ -38,22 +39,41 @@ class Env:
 
     name: str = field(validator=check("a name", lambda v: isinstance(v, str) and v != ""))
 
+    def __call__(self) -> str:
+        """What it holds; empty when it is not set."""
+        return os.environ.get(self.name, "")
+
 
 def _is_key(value: Any) -> bool:
-    return isinstance(value, Env) or callable(value) or (isinstance(value, str) and value != "")
+    return callable(value) or (isinstance(value, str) and value != "")
 
 
-def _refuse_key(_: Any, __: Any, value: Any) -> None:
+def a_key(instance: Any, _: Any, value: Any) -> None:
+    """An attrs validator for what gives a key."""
     if value is not None and not _is_key(value):
         # not the value itself: it may be a secret all the same
+        name = getattr(instance, "_called", type(instance).__name__)
+        given = "an empty string" if value == "" else type(value).__name__
         raise ValueError(
-            "ClientConfig(api_key=…) takes the key, Env('NAME'), or a function that returns the key, got "
-            f"{'an empty string' if value == '' else type(value).__name__}"
+            f"{name}(api_key=…) takes the key, Env('NAME'), or a function that returns the key, got {given}"
         )
 
 
-def _listed(value: Any) -> Any:
-    return tuple(value) if isinstance(value, Iterable) else value
+def listed(value: Any) -> Any:
+    """Layers as a tuple; a pipeline is one layer."""
+    if isinstance(value, Pipeline):
+        return (value,)
+    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes) else value
+
+
+a_url = check(
+    "a URL with http:// or https:// and no credentials, or None",
+    lambda v: v is None or (isinstance(v, str) and v.startswith(("http://", "https://")) and "@" not in v),
+)
+for_httpx = check(
+    "a mapping for httpx's clients, without timeout and base_url: these have settings of their own",
+    lambda v: isinstance(v, Mapping) and not {"timeout", "base_url"} & v.keys(),
+)
 
 
 @frozen(kw_only=True)
@@ -77,32 +97,23 @@ class ClientConfig:
     model: str = field(validator=check("a name", lambda v: isinstance(v, str) and v != ""))
     base_url: str | None = field(
         default=None,
-        validator=check(
-            "a URL with http:// or https:// and no credentials, or None",
-            lambda v: (
-                v is None or (isinstance(v, str) and v.startswith(("http://", "https://")) and "@" not in v)
-            ),
-        ),
+        validator=a_url,
     )
-    api_key: str | Env | Callable[[], str] | None = field(
-        default=None, repr=False, eq=False, validator=_refuse_key
-    )
+    api_key: str | Env | Callable[[], str] | None = field(default=None, repr=False, eq=False, validator=a_key)
     wire: Wire = field(
         default=_OPENAI,  # pyright: ignore[reportAssignmentType] # attrs' stub widens it to str
         validator=one_of("openai", "responses", "anthropic"),
     )
     layers: tuple[LayerLike, ...] = field(
         default=Factory(lambda: tuple(presets.fuse())),
-        converter=_listed,
+        converter=listed,
         validator=check("a list of layers", lambda v: isinstance(v, tuple)),
     )
     timeout: float = field(default=30.0, validator=seconds())
     options: Mapping[str, Any] = field(
         factory=dict, validator=check("a mapping", lambda v: isinstance(v, Mapping))
     )
-    http: Mapping[str, Any] = field(
-        factory=dict, repr=False, validator=check("a mapping", lambda v: isinstance(v, Mapping))
-    )
+    http: Mapping[str, Any] = field(factory=dict, repr=False, validator=for_httpx)
 
     @property
     def url(self) -> str:
@@ -118,7 +129,7 @@ class ClientConfig:
         """
         source = Env(f"{_HOMES[self.wire][1]}_API_KEY") if self.api_key is None else self.api_key
         if isinstance(source, Env):
-            found, where = os.environ.get(source.name), f"the environment variable {source.name}"
+            found, where = source(), f"the environment variable {source.name}"
         elif isinstance(source, str):
             found, where = source, "what was given"
         else:

@@ -5,11 +5,19 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+from ..family import create_ssl_context
 from ..io import ASYNC, BLOCKING, IO, PerLoop
 from ..mount import Kind, new_client
 from ..transport import AsyncTransport, Stack, Transport
 
-__all__ = ["Pools"]
+__all__ = ["Pools", "PoolsClosed"]
+
+# What the user says about TLS, or leaves nothing to say.
+_OF_TLS = {"verify", "cert", "trust_env", "transport"}
+
+
+class PoolsClosed(RuntimeError):
+    """A call came too late: the connections were closed."""
 
 
 class Pools:
@@ -26,6 +34,8 @@ class Pools:
         self._http = http
         self._io = io
         self._lock = threading.Lock()
+        self._closed = False
+        self._ssl: Any = None
         self._blocking: Any = None
         self._virtual: Any = None
         self._per_loop: PerLoop[Any] = PerLoop(
@@ -44,25 +54,44 @@ class Pools:
             self.blocking()
 
     def blocking(self) -> Any:
-        """The client for blocking calls, from any thread."""
+        """The client for blocking calls, from any thread.
+
+        Raises:
+            PoolsClosed: They were closed.
+        """
         with self._lock:
+            self._check_open()
             self._blocking = self._blocking or self._make(Transport, BLOCKING)
             return self._blocking
 
     async def asynchronous(self) -> Any:
-        """The client for the event loop that runs here."""
+        """The client for the event loop that runs here.
+
+        Raises:
+            PoolsClosed: They were closed.
+        """
+        self._check_open()
         if self._io is None:
             return await self._per_loop.get()
         with self._lock:  # a test's clock may need no loop
             self._virtual = self._virtual or self._make(AsyncTransport, ASYNC)
             return self._virtual
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise PoolsClosed("the connections were closed")
+
     def _make(self, kind: Kind, real: IO) -> Any:
         kwargs = dict(self._http)
+        module = kwargs.pop("http", None)
+        if not _OF_TLS & kwargs.keys():
+            # making one takes tens of milliseconds: one serves all clients
+            self._ssl = self._ssl or create_ssl_context(module)
+            kwargs["verify"] = self._ssl
         return new_client(
             kind,
             self._stack,
-            http=kwargs.pop("http", None),
+            http=module,
             transport=kwargs.pop("transport", None),
             refusals="raise",
             io=self._io or real,
@@ -72,6 +101,7 @@ class Pools:
     def close(self) -> None:
         """Close the blocking pool; that of an event loop closes when its loop ends."""
         with self._lock:
+            self._closed = True
             client, self._blocking = self._blocking, None
         if client is not None:
             client.close()

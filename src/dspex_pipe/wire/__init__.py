@@ -2,13 +2,14 @@
 
 from .completion import Completion, form_of, recognise
 from .document import parse
-from .errors import codes_of, error_body, error_codes
+from .errors import NOT_CACHED, codes_of, error_body, error_codes
 from .limits import told_reset
 from .media import EVENT_STREAM, is_event_stream, media_type
 from .streams import Kind, Known, Seen, StreamReader, Usage, reader_for
 
 __all__ = [
     "EVENT_STREAM",
+    "NOT_CACHED",
     "Completion",
     "Kind",
     "Known",

@@ -15,7 +15,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-__all__ = ["codes_of", "error_body", "error_codes"]
+NOT_CACHED = "not_cached"
+"""The code of a completion that was to be answered from a cache, and is not there."""
+
+__all__ = ["NOT_CACHED", "codes_of", "error_body", "error_codes"]
 
 _LONGEST = 256
 

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import dspy  # pyright: ignore[reportMissingImports] # it needs an environment of its own
 
 from ... import presets
+from ...events import EXTENSION
 from ...layers.cache import Cache
 from ...options import check
+from ..config import Env
 from .asked import asking
 from .engines import AsyncEngine, Engine
 from .service import Service, Spec
@@ -28,8 +30,8 @@ __all__ = ["LM", "AsyncEngine", "Engine", "lm"]
 class LM(dspy.LM):  # type: ignore[misc] # untyped here
     """A `dspy.LM` whose traffic goes through a pipeline; make it with `lm`.
 
-    Copies share the pipeline and its state. It is pickled without its key, and comes back attached to the one
-    like it in that process, or else as a new one.
+    Copies share the pipeline and its state. It is pickled without its key, and comes back to where it was
+    made if that is this process; elsewhere as a new one, with the key of the environment there.
 
     Args:
         args: Those of `dspy.LM`.
@@ -40,8 +42,14 @@ class LM(dspy.LM):  # type: ignore[misc] # untyped here
 
     def __init__(self, *args: Any, options: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.options = {} if options is None else dict(options)
-        check(self.options, self.pipeline.known_options)
+        if not isinstance(self.engine, Engine):
+            raise TypeError("an LM of dspex_pipe is made by lm(…), with layers")
+        self.options = self._checked(options)
+
+    def _checked(self, options: Mapping[str, Any] | None) -> dict[str, Any]:
+        given = {} if options is None else options.get(EXTENSION, options)  # options(…) is a mapping to them
+        check(given, self.pipeline.known_options)
+        return {name: sorted(v) if isinstance(v, set | frozenset) else v for name, v in given.items()}
 
     @property
     def pipeline(self) -> Pipeline:
@@ -57,6 +65,22 @@ class LM(dspy.LM):  # type: ignore[misc] # untyped here
         """Ask, on asyncio; see `__call__`."""
         with asking({**self.kwargs, **kwargs}.get("rollout_id"), self.options):
             return await super().acall(prompt, messages=messages, **kwargs)
+
+    def copy(self, **kwargs: Any) -> LM:
+        """A copy, on the same pipeline.
+
+        Raises:
+            TypeError: An option is none.
+            ValueError: An option takes no such value; or the copy would need another LM: make it with `lm`.
+        """
+        options = self._checked(kwargs.pop("options", self.options))
+        fixed = {"engine", "async_engine", "model_type"} & kwargs.keys()
+        if fixed or not self.engine.serves(kwargs.get("model", self.model)):
+            what = ", ".join(sorted(fixed)) or "model"
+            raise ValueError(f"copy({what}=…): layers, key and address stay; make another LM with lm(…)")
+        copied: LM = super().copy(**kwargs)
+        copied.options = options
+        return copied
 
     def dump_state(self) -> dict[str, Any]:
         """What a saved program keeps of it: no key, and its layers by name."""
@@ -78,7 +102,7 @@ def lm(
     *,
     layers: Iterable[LayerLike] | None = None,
     name: str | None = None,
-    api_key: str | Callable[[], str] | None = None,
+    api_key: str | Env | Callable[[], str] | None = None,
     api_base: str | None = None,
     timeout: float = 600.0,
     model_type: Literal["chat", "responses"] = "chat",
@@ -92,7 +116,8 @@ def lm(
         model: Provider and model, as dspy has them: ``openai/gpt-4o-mini``.
         layers: The layers, outermost first; by default `presets.llm` with a cache on disk named ``dspy``.
         name: What a saved program calls it, to find it again when it is loaded; by default the model.
-        api_key: The key, or a function that returns it; by default the variable that dspy reads.
+        api_key: The key, `dspex_pipe.llm.Env`, or a function that returns it; by default the variable that
+            dspy reads.
         api_base: Where the API begins, as dspy takes it; by default the variable ``OPENAI_API_BASE`` or
             ``OPENAI_BASE_URL``, and their like for other providers, or else the provider's own address.
         timeout: Seconds for a call, its queues and retries included, until its answer is there or its stream

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
 from ...options import ambient
+from ..call import is_cached
 
 __all__ = ["Asked", "asked", "asking"]
 
@@ -29,27 +30,26 @@ class Asked:
         self._rollout = rollout
         self._options = options or {}
         self._answers = 0
-        self._cached = False
+        self.response: Any = None
+        """What has come last, for `explain`."""
 
     def options(self) -> dict[str, Any]:
         """The options of the next request: the LM's, and those of the blocks around the call."""
-        return {"sample": self._sample(), **self._options, **ambient()}
+        self.response = None
+        given = {"sample": 0, **self._options, **ambient()}
+        return {**given, "sample": self._sample(given["sample"])}
 
-    def _sample(self) -> int:
-        """Which sample is the next; 0 is the first answer without a rollout."""
+    def _sample(self, given: Any) -> Any:
+        """Which sample is the next: the one that was asked for, unless there are several of it."""
         if self._rollout is None and not self._answers:
-            return 0
-        name = f"{self._rollout!r} {self._answers}"
+            return given
+        name = f"{given!r} {self._rollout!r} {self._answers}"
         return 1 + int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])
-
-    def sent(self, *, cached: bool) -> None:
-        """Note where the head of an answer came from."""
-        self._cached = cached
 
     def answered(self) -> bool:
         """Go on to the next sample, and say whether this one cost nothing; one that failed is asked again."""
         self._answers += 1
-        return self._cached
+        return self.response is not None and is_cached(self.response)
 
 
 _asked: ContextVar[Asked | None] = ContextVar("dspex_pipe.llm.dspy.asked", default=None)
@@ -62,7 +62,8 @@ def asking(rollout: Any, options: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     finally:
-        _asked.reset(token)
+        with suppress(ValueError):  # closed by the garbage collector, in a context that is not ours
+            _asked.reset(token)
 
 
 def asked() -> Asked:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, closing
+from contextlib import aclosing, closing, contextmanager
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Self
@@ -13,10 +13,16 @@ from dspy.clients.engines.lm15_engine import (  # pyright: ignore[reportMissingI
     AsyncLM15Engine,
     LM15Engine,
 )
-from dspy.lm15 import RouterConfig, Usage, registered_providers  # pyright: ignore[reportMissingImports]
+from dspy.lm15 import (  # pyright: ignore[reportMissingImports]
+    LM15Error,
+    RouterConfig,
+    Usage,
+    registered_providers,
+)
 
 from .asked import asked
-from .service import Service, Spec, find
+from .gateway import gateway
+from .service import Service, Spec, find, revive
 from .transport import AsyncTransport, Transport
 
 __all__ = ["AsyncEngine", "Engine"]
@@ -31,30 +37,24 @@ class _Shared:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _revive, (type(self), self.service.spec)
+        return _revived, (type(self), self.service.spec)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.service.spec.name!r}, {self.service.pipeline!r})"
 
     def dump_state(self) -> dict[str, Any]:
         """What a saved program keeps of it: its name. Layers are code, and keys are secrets."""
-        return {"name": self.service.spec.name}
+        spec = self.service.spec
+        return {"name": spec.name, "model_type": spec.model_type}
 
     @classmethod
     def load_state(cls, state: dict[str, Any]) -> Self:
         """The engine of this name.
 
         Raises:
-            LookupError: There is none in this process.
+            LookupError: There is none in this process, or there are several that differ.
         """
-        name = state["name"]
-        service = find(name)
-        if service is None:
-            raise LookupError(
-                f"this program was saved with an LM named {name!r}, which is not here: make it with "
-                f"lm(…, name={name!r}) before the program is loaded, and keep it"
-            )
-        return cls(service)  # type: ignore[call-arg] # of the engines below
+        return cls(find(state["name"], state["model_type"]))  # type: ignore[call-arg] # of the engines below
 
 
 class Engine(_Shared, LM15Engine):  # type: ignore[misc] # untyped here
@@ -71,17 +71,22 @@ class Engine(_Shared, LM15Engine):  # type: ignore[misc] # untyped here
 
     def complete(self, request: Any) -> Any:
         """Ask for a whole answer."""
-        return _accounted(super().complete(request))
+        with _traced():
+            return _accounted(super().complete(request))
 
     def stream(self, request: Any) -> Iterator[Any]:
         """Ask for the events of an answer."""
-        with closing(super().stream(request)) as events:
+        with _traced(), closing(super().stream(request)) as events:
             for event in events:
                 yield _accounted(event) if event.type == "end" else event
 
     def close(self) -> None:
         """Close what it shares, too."""
         self.service.close()
+
+    def serves(self, model: str) -> bool:
+        """Whether a model is of the provider that it was made for, with that one's key and address."""
+        return bool(self.resolve(model).provider == self.resolve(self.service.spec.model).provider)
 
     # What dspy's adapters ask before they choose a format; a custom engine has to tell.
 
@@ -125,35 +130,48 @@ class AsyncEngine(_Shared, AsyncLM15Engine):  # type: ignore[misc] # untyped her
 
     async def complete(self, request: Any) -> Any:
         """Ask for a whole answer."""
-        return _accounted(await super().complete(request))
+        with _traced():
+            return _accounted(await super().complete(request))
 
     async def stream(self, request: Any) -> AsyncIterator[Any]:
         """Ask for the events of an answer."""
-        async with aclosing(super().stream(request)) as events:
-            async for event in events:
-                yield _accounted(event) if event.type == "end" else event
+        with _traced():
+            async with aclosing(super().stream(request)) as events:
+                async for event in events:
+                    yield _accounted(event) if event.type == "end" else event
 
     async def aclose(self) -> None:
         """Close what it shares, too."""
         await self.service.aclose()
 
 
-def _revive(kind: type[Any], spec: Spec) -> Any:
-    """An engine that was pickled: on what is like it in this process, or else on something new."""
-    return kind(find(spec) or Service(spec))
+def _revived(kind: type[Any], spec: Spec) -> Any:
+    """An engine that was pickled: on what it was made of in this process, or else on something new."""
+    return kind(revive(spec))
 
 
 def _config(service: Service, transport: Any) -> Any:
     spec = service.spec
     providers = tuple(bound.definition for bound in registered_providers())
     offline = LM15Engine(RouterConfig(env={}, providers=providers), model_type=spec.model_type)
-    provider = offline.resolve(spec.model).provider
+    route = offline.resolve(spec.model)
+    url = spec.api_base or (None if route.declared else gateway(spec.model, route.provider))
     return RouterConfig(
         transport=transport,
         providers=providers,
-        api_keys=None if spec.api_key is None else {provider: spec.api_key},
-        base_urls=None if spec.url is None else {provider: spec.url},
+        api_keys=None if spec.api_key is None else {route.provider: spec.api_key},
+        base_urls=None if url is None else {route.provider: url},
     )
+
+
+@contextmanager
+def _traced() -> Iterator[None]:
+    """Let `explain` find its way from an error of dspy to the answer that it was made of."""
+    try:
+        yield
+    except LM15Error as exc:
+        exc.response = asked().response  # where errors of SDKs have it, too
+        raise
 
 
 def _accounted(answer: Any) -> Any:

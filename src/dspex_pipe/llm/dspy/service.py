@@ -3,84 +3,56 @@
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
+from uuid import uuid4
 
 import attrs
 from attrs import field, frozen
-from dspy.lm15 import ConfigurationError  # pyright: ignore[reportMissingImports]
 
-from ...config import check, one_of, optional, seconds
+from ...config import check, one_of, seconds
 from ...options import options
 from ...pipeline import Pipeline, aclose_steps, close_steps
+from ..config import a_key, a_url, for_httpx, listed
 from ..lifetime import renew_after_fork
 from ..pools import Pools
 
-__all__ = ["Service", "Spec", "find"]
-
-
-def _listed(value: Any) -> Any:
-    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes) else value
-
-
-def _refuse_key(_: Any, __: Any, value: Any) -> None:
-    if value is not None and not callable(value) and (not isinstance(value, str) or not value):
-        # not the value itself: it may be a secret all the same
-        given = "an empty string" if value == "" else type(value).__name__
-        raise ValueError(f"lm(api_key=…) takes the key, a function that returns it, or None, got {given}")
+__all__ = ["Service", "Spec", "find", "revive"]
 
 
 _name = check("a name", lambda v: isinstance(v, str) and v != "")
+# dspy's own transport waits as long
+_CONNECT = 10.0
 
 
 @frozen(kw_only=True)
 class Spec:
     """What an LM is, besides what `dspy.LM` keeps itself; its arguments are those of `lm`."""
 
+    _called: ClassVar[str] = "lm"
+
     model: str = field(validator=_name)
     layers: tuple[Any, ...] = field(
-        converter=_listed, validator=check("a list of layers", lambda v: isinstance(v, tuple))
+        converter=listed, validator=check("a list of layers", lambda v: isinstance(v, tuple))
     )
     name: str = field(validator=_name)
-    api_key: str | Callable[[], str] | None = field(default=None, repr=False, eq=False, validator=_refuse_key)
-    api_base: str | None = field(
-        default=None,
-        validator=optional(
-            check(
-                "a URL with http:// or https:// and no credentials",
-                lambda v: isinstance(v, str) and v.startswith(("http://", "https://")) and "@" not in v,
-            )
-        ),
-    )
+    api_key: str | Callable[[], str] | None = field(default=None, repr=False, eq=False, validator=a_key)
+    api_base: str | None = field(default=None, validator=a_url)
     timeout: float = field(default=600.0, validator=seconds())
     model_type: Literal["chat", "responses"] = field(
         default="chat",  # pyright: ignore[reportAssignmentType] # attrs' stub widens it to str
         validator=one_of("chat", "responses"),
     )
-    http: Mapping[str, Any] = field(
-        factory=dict,
-        repr=False,
-        eq=False,
-        validator=check("a mapping", lambda v: isinstance(v, Mapping)),
-    )
+    http: Mapping[str, Any] = field(factory=dict, repr=False, eq=False, validator=for_httpx)
+    identity: str = field(factory=lambda: uuid4().hex, repr=False, eq=False)
+    """What a pickle is known by: two that look the same may have different keys."""
 
-    @property
-    def url(self) -> str | None:
-        """Where the API begins, as dspy takes it; ``None`` for the provider's own address.
-
-        A variable that names a gateway is honoured, or the gateway's key would go to the provider.
-        """
-        prefix = self.model.partition("/")[0].upper().replace("-", "_")
-        if self.api_base is not None:
-            return self.api_base
-        if url := os.environ.get(f"{prefix}_API_BASE"):
-            return url
-        url = os.environ.get(f"{prefix}_BASE_URL")
-        # the variable is that of the provider's SDK, and Anthropic's adds the version itself
-        return f"{url.rstrip('/')}/v1" if url and prefix == "ANTHROPIC" else url
+    def like(self, other: Spec) -> bool:
+        """Whether an LM of the one does as good as one of the other, key and all."""
+        return (self, self.api_key, self.http) == (other, other.api_key, other.http)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the key, and httpx's settings, which may hold one."""
@@ -102,32 +74,31 @@ class Service:
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
-        self.renew()
-        self._pools.check()
+        self.closed = False
+        self._lock = threading.Lock()
+        self._open()
+        self.pools.check()
         renew_after_fork(self)
         self.number = next(_numbers)
         _services[self.number] = self
 
-    def renew(self) -> None:
-        """Begin anew: at first, and in a process that was forked, where what is here is the parent's."""
-        self._lock = threading.Lock()
-        self.closed = False
+    def _open(self) -> None:
         self.pipeline = Pipeline(self.spec.layers)
-        self._pools = Pools(self.pipeline, dict(self.spec.http), None)
+        self.pools = Pools(self.pipeline, dict(self.spec.http), None)
+        # who forgets to close it leaves no socket to the garbage collector, which would warn
+        self._finalizer = weakref.finalize(self, self.pools.close)
 
-    def pools(self) -> Pools:
-        """The connections.
-
-        Raises:
-            ConfigurationError: It was closed.
-        """
-        if self.closed:
-            raise ConfigurationError(f"the LM {self.spec.name!r} was closed: make a new one")
-        return self._pools
+    def renew(self) -> None:
+        """Begin anew in a process that was forked: what is here is the parent's, its sockets and locks."""
+        self._lock = threading.Lock()
+        self._finalizer.detach()
+        if not self.closed:
+            self._open()
 
     def build(self, client: Any, request: Any, given: Mapping[str, Any]) -> Any:
         """The request of httpx for one of dspy's, with these options."""
-        given = {"deadline": self.spec.timeout, **given}
+        timeout = self.spec.timeout
+        given = {"deadline": timeout, **given}
         if "sample" not in self.pipeline.known_options:  # there is no cache
             del given["sample"]
         return client.build_request(
@@ -135,20 +106,20 @@ class Service:
             request.url,
             headers=request.headers,
             content=request.body,
-            timeout=self.spec.timeout,
+            timeout=(min(_CONNECT, timeout), timeout, timeout, timeout),
             extensions=options(**given),
         )
 
     def close(self) -> None:
         """Close the connections, but for those of event loops, and what the layers hold."""
+        self.pools.close()
         if self._close():
-            self._pools.close()
             close_steps(self.pipeline.steps)
 
     async def aclose(self) -> None:
         """Close the connections, this event loop's too, and what the layers hold."""
+        await self.pools.aclose()
         if self._close():
-            await self._pools.aclose()
             await aclose_steps(self.pipeline.steps)
 
     def _close(self) -> bool:
@@ -159,10 +130,40 @@ class Service:
 
 _numbers = itertools.count()
 _services: weakref.WeakValueDictionary[int, Service] = weakref.WeakValueDictionary()
+# those that came in a pickle: nobody else holds them from one task of a worker to the next
+_revived: OrderedDict[str, Service] = OrderedDict()
+_MOST_REVIVED = 64
 
 
-def find(like: Spec | str) -> Service | None:
-    """The newest service of this process that is as described, or has this name, if there is one."""
+def _open_services() -> list[Service]:
     alive = (ref() for ref in _services.valuerefs())  # a list at once: other threads make services, too
-    found = [s for s in alive if s is not None and not s.closed and like in (s.spec, s.spec.name)]
-    return max(found, key=lambda service: service.number, default=None)
+    return sorted((s for s in alive if s is not None and not s.closed), key=lambda s: s.number)
+
+
+def revive(spec: Spec) -> Service:
+    """The service that was pickled, if it is of this process; or else a new one, kept for the next time."""
+    for service in _open_services():
+        if service.spec.identity == spec.identity:
+            return service
+    service = _revived[spec.identity] = Service(spec)
+    while len(_revived) > _MOST_REVIVED:
+        _revived.popitem(last=False)
+    return service
+
+
+def find(name: str, model_type: str) -> Service:
+    """The service of this name, for a program that was saved with it.
+
+    Raises:
+        LookupError: There is none, or there are several that differ.
+    """
+    found = [s for s in _open_services() if (s.spec.name, s.spec.model_type) == (name, model_type)]
+    what = f"this program was saved with an LM named {name!r}, model_type={model_type!r}"
+    if not found:
+        raise LookupError(
+            f"{what}, which is not here: make it with lm(…, name={name!r}) before the program is loaded, and "
+            "keep it"
+        )
+    if not all(service.spec.like(found[-1].spec) for service in found):
+        raise LookupError(f"{what}, and several here have that name: give each lm(…, name=…) one of its own")
+    return found[-1]

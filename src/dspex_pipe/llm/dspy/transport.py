@@ -10,7 +10,8 @@ from dspy import lm15  # pyright: ignore[reportMissingImports]
 
 from ...errors import Refused
 from ...family import family_of
-from ..call import is_cached
+from ...wire import NOT_CACHED, error_codes
+from ..pools import PoolsClosed
 from .asked import asked
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncTransport", "Transport"]
 
+_NOT_CACHED_STATUS = 504
 # httpx has decoded the body
 _ENCODED = {"content-encoding", "content-length", "transfer-encoding"}
 
@@ -68,11 +70,15 @@ class Transport:
     @contextmanager
     def stream(self, request: Any) -> Iterator[_Answer]:
         """Send a request, and give its answer, whose body is still to be read."""
-        client, call = self._service.pools().blocking(), asked()
+        call = asked()
         with _told():
+            client = self._service.pools.blocking()
             response = client.send(self._service.build(client, request, call.options()), stream=True)
-        call.sent(cached=is_cached(response))
+        call.response = response
         try:
+            if response.status_code == _NOT_CACHED_STATUS:
+                response.read()
+                _check_kept(response)
             yield _Answer(response)
         finally:
             response.close()
@@ -87,14 +93,25 @@ class AsyncTransport:
     @asynccontextmanager
     async def stream(self, request: Any) -> AsyncIterator[_AsyncAnswer]:
         """Send a request, and give its answer, whose body is still to be read."""
-        client, call = await self._service.pools().asynchronous(), asked()
+        call = asked()
         with _told():
+            client = await self._service.pools.asynchronous()
             response = await client.send(self._service.build(client, request, call.options()), stream=True)
-        call.sent(cached=is_cached(response))
+        call.response = response
         try:
+            if response.status_code == _NOT_CACHED_STATUS:
+                await response.aread()
+                _check_kept(response)
             yield _AsyncAnswer(response)
         finally:
             await response.aclose()
+
+
+def _check_kept(response: Response) -> None:
+    """Raise for a replay of what is not kept: dspy would try a 504 again, in vain."""
+    if error_codes(response.content) == {NOT_CACHED}:
+        message = response.json()["error"]["message"]
+        raise lm15.InvalidRequestError(message, status=response.status_code, provider_code=NOT_CACHED)
 
 
 _REFUSALS = {429: lm15.RateLimitError, 504: lm15.TimeoutError}
@@ -108,6 +125,8 @@ def _told() -> Iterator[None]:
     except Refused as exc:
         kind = _REFUSALS.get(exc.status, lm15.ServerError)
         raise kind(str(exc), provider_code=exc.code, retry_after=exc.retry_after) from exc
+    except PoolsClosed as exc:
+        raise lm15.ConfigurationError("the LM was closed: make a new one") from exc
     except Exception as exc:
         if (error := _of_the_library(exc)) is None:
             raise
