@@ -77,12 +77,15 @@ def decoded(response: Response, raw: bytes | None = None, bound: int = _LOOK_BOU
         raw: Its raw body; by default the one that lies in memory.
         bound: Bytes at most.
     """
-    if "," in response.headers.get("content-encoding", ""):
+    encoding = response.headers.get("content-encoding", "")
+    if "," in encoding:
         return None
     if raw is None:
         if not is_buffered(response):
             return None
         raw = b"".join(response.stream)  # type: ignore[arg-type] # a ByteStream reads in every mode
+    if encoding in {"", "identity"}:
+        return raw if len(raw) <= bound else None
     module = family_of(response).module
     view = module.Response(response.status_code, headers=response.headers, content=_slices(raw))
     parts, size = [], 0

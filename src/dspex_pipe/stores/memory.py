@@ -248,6 +248,12 @@ class MemoryStore:
         """The entries of a key that are whole and have not expired, each with its whole body."""
         return [kept.entry() for kept in self.find(key)]
 
+    def put(self, kept: Kept) -> None:
+        """Keep what is whole already: `create_entry`, for who has the body at hand."""
+        with self._lock:
+            if not self._closed:
+                self._add(kept)
+
     def find(self, key: str) -> list[Kept]:
         """What `get_entries` gives, but not as entries: not to be changed."""
         now = time.time()
