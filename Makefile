@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-llm test test-llm check format bench clean
+.PHONY: demo demo-llm test test-llm check format bench bench-whole bench-compare clean
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -48,8 +48,25 @@ format: .venv/ready
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-bench: .venv/ready
-	$(BIN)/python benchmarks/cost.py
+# What others offer, to be measured beside ours.
+.venv/ready-bench: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
+	touch $@
+
+# ARGS='--quick', ARGS='--only scale' …
+bench: .venv/ready-bench
+	$(BIN)/python -m benchmarks $(ARGS)
+
+# With litellm and dspy; a cache hit of litellm's needs what its proxy needs.
+.venv-dspy/ready-bench: .venv-dspy/ready
+	.venv-dspy/bin/python -m pip install --quiet --disable-pip-version-check 'litellm[proxy]'
+	touch $@
+
+bench-whole: .venv-dspy/ready-bench bench
+
+bench-compare: .venv/ready-bench
+	test -n '$(BASE)' || { echo "make bench-compare BASE=<revision>"; exit 2; }
+	$(BIN)/python -m benchmarks compare $(ARGS) '$(BASE)'
 
 clean:
-	rm -rf .venv .venv-dspy
+	rm -rf .venv .venv-dspy benchmarks/out

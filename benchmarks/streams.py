@@ -1,22 +1,23 @@
 """What it costs to parse and to read one MB of a provider's stream, as a ratio to barely touching its bytes.
 
-``copy`` copies each chunk, ``splitlines`` finds its line ends: the least that any reader does. The candidates
-take turns, round after round, so that a busy machine slows all of them alike; the medians are compared.
+``copy`` copies each chunk, ``splitlines`` finds its line ends: the least that any reader does.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from dspex_pipe.wire.sse import Parser
 from dspex_pipe.wire.streams import reader_for
 
-ROUNDS = 15
+from .measure import Block, Samples, Tick, interleave
+
+__all__ = ["FORMATS", "measure"]
+
 CHUNK = 2048
 SIZE = 1_000_000
 SSE = {"content-type": "text/event-stream"}
@@ -96,29 +97,20 @@ def candidates(name: str, body: bytes) -> dict[str, Callable[[], object]]:
     }
 
 
-def measure(runs: dict[str, Callable[[], object]], megabytes: float) -> dict[str, float]:
-    """The median time of each, in ms per MB (10⁶ bytes, not compressed)."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(ROUNDS + 2):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run()
-            if number >= 2:
-                times[name].append((time.perf_counter() - started) * 1e3 / megabytes)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def main() -> None:
-    print("ms per MB, and as a ratio to splitlines")
-    for row, (name, make) in enumerate(FORMATS.items()):
+def measure(*, rounds: int, tick: Tick | None = None) -> Iterator[tuple[str, Samples]]:
+    """By format: the seconds per MB (10⁶ bytes, not compressed) of each candidate."""
+    for name, make in FORMATS.items():
         body = body_of(make)
-        medians = measure(candidates(name, body), len(body) / 1e6)
-        if not row:
-            print(f"{'':20}{'events/MB':>10}" + "".join(f"{column:>19}" for column in medians))
-        least = medians["splitlines"]
-        cells = "".join(f"{f'{t:.2f} ms  {t / least:.1f} x':>19}" for t in medians.values())
-        print(f"{name:20}{body.count(b'data: ') * 1e6 / len(body):>10.0f}{cells}")
+        megabytes = len(body) / 1e6
+        blocks = {one: _block(run, megabytes) for one, run in candidates(name, body).items()}
+        yield name, interleave(blocks, rounds=rounds, calls=1, tick=tick)
 
 
-if __name__ == "__main__":
-    main()
+def _block(run: Callable[[], object], megabytes: float) -> Block:
+    def block(calls: int) -> float:
+        started = time.perf_counter()
+        for _ in range(calls):
+            run()
+        return (time.perf_counter() - started) / megabytes
+
+    return block

@@ -1,0 +1,39 @@
+"""What importing us adds to importing httpx, in fresh interpreters."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from .measure import Ratio, Tick, median_of
+
+__all__ = ["measure"]
+
+# Both in one process, one after the other: so they share its luck.
+_PROGRAM = """
+import sys
+from time import perf_counter
+started = perf_counter()
+import {base}
+between = perf_counter()
+import {package}
+print(between - started, perf_counter() - between)
+"""
+
+
+def measure(package: str, base: str, *, rounds: int, tick: Tick | None = None) -> Ratio | str:
+    """The time that importing a package takes after another one, as a share of that one's; or why not."""
+    program = _PROGRAM.format(package=package, base=base)
+    shares = []
+    for number in range(-1, rounds):  # the first writes what Python keeps of compiled modules
+        done = subprocess.run(  # noqa: S603 - ourselves
+            [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60
+        )
+        if done.returncode:
+            return done.stderr.strip().rpartition("\n")[2]
+        first, then = map(float, done.stdout.split())
+        if number >= 0:
+            shares.append(then / first)
+            if tick is not None:
+                tick()
+    return median_of(shares)
