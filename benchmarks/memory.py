@@ -20,20 +20,19 @@ __all__ = ["measure"]
 
 _CALLS = 5
 _WARM_UP = 20
-_KEPT = 200
 
 
-def measure(http: Any) -> dict[str, dict[str, float]]:
+def measure(http: Any, *, calls: int = 200) -> dict[str, dict[str, float]]:
     """Numbers by stack: of a blocking call over a null transport, where nothing else is under way.
 
     ``peak_bytes`` are all that the call holds at once at most; ``blocks_at_the_wire`` are the objects (blocks
     of Python's allocator) that exist for it while the request is at the wire; ``kept_bytes`` stay per call
-    when it is over.
+    when it is over, which is counted over so many ``calls``.
     """
     with quiet():
-        found = {"bare": _numbers(lambda inner: http.Client(transport=inner), http)}
+        found = {"bare": _numbers(lambda inner: http.Client(transport=inner), http, calls)}
         for name, layers in stacks().items():
-            found[name] = _numbers(partial(_ours, layers, http), http)
+            found[name] = _numbers(partial(_ours, layers, http), http, calls)
     return found
 
 
@@ -41,7 +40,7 @@ def _ours(layers: Callable[[], list[Any]], http: Any, inner: Any) -> Any:
     return dspex.build_client(layers(), http=http, transport=inner)
 
 
-def _numbers(client_over: Callable[[Any], Any], http: Any) -> dict[str, float]:
+def _numbers(client_over: Callable[[Any], Any], http: Any, calls: int) -> dict[str, float]:
     at_the_wire, bodies = 0, fresh()
 
     class Wire(http.BaseTransport):  # type: ignore[misc]
@@ -65,12 +64,12 @@ def _numbers(client_over: Callable[[Any], Any], http: Any) -> dict[str, float]:
                 before = sys.getallocatedblocks()
                 call()
                 blocks.append(at_the_wire - before)
-            return {"blocks_at_the_wire": statistics.median(blocks), **_traced(call)}
+            return {"blocks_at_the_wire": statistics.median(blocks), **_traced(call, calls)}
         finally:
             gc.enable()
 
 
-def _traced(call: Callable[[], None]) -> dict[str, float]:
+def _traced(call: Callable[[], None], calls: int) -> dict[str, float]:
     tracemalloc.start()
     try:
         call()
@@ -82,10 +81,10 @@ def _traced(call: Callable[[], None]) -> dict[str, float]:
             peaks.append(tracemalloc.get_traced_memory()[1] - before)
         gc.collect()
         before, _ = tracemalloc.get_traced_memory()
-        for _ in range(_KEPT):
+        for _ in range(calls):
             call()
         gc.collect()
-        kept = (tracemalloc.get_traced_memory()[0] - before) / _KEPT
+        kept = (tracemalloc.get_traced_memory()[0] - before) / calls
         return {"peak_bytes": statistics.median(peaks), "kept_bytes": round(kept, 1)}
     finally:
         tracemalloc.stop()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .results import Curve, Measure, Results
+from .rivals import RIVALS
 from .wires import module
 
 __all__ = ["draw"]
@@ -34,10 +35,9 @@ def _curve(pyplot: Any, curve: Curve, path: Path) -> None:
     for line, values in curve.lines.items():
         axes.plot(curve.points, values, marker="o", label=line)
     axes.set_xscale("symlog" if 0 in curve.points else "log")
-    memory = curve.y == "bytes"
-    axes.set_yscale("log" if memory or _steep(curve) else "linear")
+    axes.set_yscale("log" if _steep(curve) else "linear")
     axes.set(title=curve.title, xlabel=curve.x, ylabel=curve.y)
-    if not memory and not _steep(curve):
+    if not _steep(curve):
         axes.set_ylim(bottom=0)
     axes.grid(visible=True, alpha=0.3)
     axes.legend(fontsize="small")
@@ -56,9 +56,13 @@ def _bars(pyplot: Any, name: str, measures: dict[str, Measure], path: Path) -> N
     ratios = [measures[one].ratio for one in names]
     errors = [[r.value - r.low for r in ratios], [r.high - r.value for r in ratios]]
     figure, axes = pyplot.subplots(figsize=(9, 0.26 * len(names) + 1.2), layout="constrained")
-    axes.barh(names, [r.value for r in ratios], xerr=errors, ecolor="0.3")
+    colours = ["tab:orange" if one in RIVALS else "0.7" if "bare" in one else "tab:blue" for one in names]
+    axes.barh(names, [r.value for r in ratios], xerr=errors, ecolor="0.3", color=colours)
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set(title=f"{http}, {mode}, {wire}: a call, to a bare one", xlabel="ratio, and 95 % of it")
+    axes.set(
+        title=f"{http}, {mode}, {wire}: a call, to a bare one",
+        xlabel="ratio, with its 95 % interval; blue is ours",
+    )
     axes.tick_params(labelsize="small")
     axes.set_xlim(0, min(6, 1.1 * max(r.high for r in ratios)))
     figure.savefig(path, dpi=120)
