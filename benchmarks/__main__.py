@@ -32,7 +32,7 @@ from .rivals import STACK
 from .wires import module
 
 _HERE = Path(__file__).parent
-_WHOLE_PYTHON = _HERE.parent / ".venv-whole" / "bin" / "python"
+_WHOLE_PYTHON = _HERE.parent / ".venv-dspy" / "bin" / "python"
 _IMPORTS = ("dspex_pipe", "httpx2", "hishel", "httpx_retries", "tenacity", "purgatory", "pyrate_limiter")
 
 

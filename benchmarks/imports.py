@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 
 from .measure import Ratio, Tick, median_of
 
@@ -25,15 +27,22 @@ def measure(package: str, base: str, *, rounds: int, tick: Tick | None = None) -
     """The time that importing a package takes after another one, as a share of that one's; or why not."""
     program = _PROGRAM.format(package=package, base=base)
     shares = []
-    for number in range(-1, rounds):  # the first writes what Python keeps of compiled modules
-        done = subprocess.run(  # noqa: S603 - ourselves
-            [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60
-        )
-        if done.returncode:
-            return done.stderr.strip().rpartition("\n")[2]
-        first, then = map(float, done.stdout.split())
-        if number >= 0:
-            shares.append(then / first)
-            if tick is not None:
-                tick()
+    with tempfile.TemporaryDirectory() as cache:
+        # all modules are compiled in the first round, and none in the others, wherever they are installed
+        environment = {**os.environ, "PYTHONPYCACHEPREFIX": cache, "PYTHONDONTWRITEBYTECODE": ""}
+        for number in range(-1, rounds):
+            done = subprocess.run(  # noqa: S603 - ourselves
+                [sys.executable, "-c", program],
+                capture_output=True,
+                text=True,
+                check=False,
+                env=environment,
+            )
+            if done.returncode:
+                return done.stderr.strip().rpartition("\n")[2]
+            first, then = map(float, done.stdout.split())
+            if number >= 0:
+                shares.append(then / first)
+                if tick is not None:
+                    tick()
     return median_of(shares)
