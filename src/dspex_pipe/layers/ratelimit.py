@@ -121,7 +121,7 @@ class RedisStore:
     @property
     def _place(self) -> str:
         parts = urlsplit(self.url)
-        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
     def __repr__(self) -> str:
         shown = [repr(self._place)]
