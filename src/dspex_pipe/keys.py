@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from hashlib import sha256
+from typing import Any
 
 from .events import record_of
 from .family import Request
+from .wire import Completion
 
 __all__ = ["server_key"]
 
@@ -18,10 +20,15 @@ def server_key(request: Request) -> str:
 
     Providers limit and lose capacity by model. A name of more than 100 characters is hashed.
     """
-    url = request.url
+    record, url = record_of(request), request.url
+    if record.server is None or record.server[0] is not url:
+        record.server = url, _server_key(url, record.completion(request))
+    return record.server[1]
+
+
+def _server_key(url: Any, completion: Completion | None) -> str:
     port = url.port or _PORTS.get(url.scheme, 0)
     origin = f"{url.scheme}://{url.host}:{port}"
-    completion = record_of(request).completion(request)
     if completion is None:
         return origin
     model = completion.model

@@ -430,8 +430,7 @@ class _Call:
     def watch(self, response: Response, request: Request, verdict: Verdict) -> None:
         """Settle when the body has ended; as a probe, when it has content."""
         self._verdict = verdict
-        completion = self.record.completion(request)
-        if completion is not None and is_event_stream(response.headers):
+        if is_event_stream(response.headers) and (completion := self.record.completion(request)) is not None:
             self._reader = reader_for(completion.format, response.headers)
         tap(response, self)
 
