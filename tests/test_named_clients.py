@@ -44,6 +44,7 @@ from dspex_pipe.llm.formats import FORMATS, Malformed
 from dspex_pipe.llm.health import Intensity, Restarts
 from dspex_pipe.llm.lifetime import renew_after_fork, renew_all
 from dspex_pipe.testing import Reply, Script, VirtualIO
+from dspex_pipe.wire import Usage
 
 TEXT = "Forty-two."
 CHAT = {"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}], "model": "m"}
@@ -241,6 +242,23 @@ def test_request_answers_in_every_format_and_mode(provider, supervisor, wire):
         assert run(main) == TEXT if run is trio.run else run(main()) == TEXT
 
 
+def test_200_becomes_a_completion(supervisor):
+    call = {"id": "t1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    message = {"content": None, "tool_calls": [call]}
+    usage = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
+    document = {
+        "choices": [{"message": message, "finish_reason": "tool_calls"}],
+        "model": "m-2026",
+        "usage": usage,
+    }
+    _, what = scripted(Reply(json=document, headers={"x-request-id": "r1"}))
+    answer = supervisor.start_client("a", what).request("hi")
+    assert (answer.text, answer.finish_reason, answer.model) == ("", "tool_calls", "m-2026")
+    assert [(each.id, each.name, each.arguments) for each in answer.tool_calls] == [("t1", "look", "{}")]
+    assert answer.usage == Usage(5, 3, 0)
+    assert (answer.raw, answer.request_id, answer.cached) == (document, "r1", False)
+
+
 def test_stream_yields_deltas_in_every_format_and_mode(provider, supervisor, wire):
     client = supervisor.start_client(wire, config(provider, wire, layers=[Retry()]))
 
@@ -431,6 +449,18 @@ def test_timeout_covers_queue_and_work():
         assert first.text == "hi"
         assert isinstance(second, RateLimited | DeadlineExceeded)  # told at once, not after the 60 s
         assert len(slow.requests) == 1
+
+
+def test_timeout_cancels_the_work_and_who_waits_for_it_asks_anew():
+    io = VirtualIO()
+    with Supervisor(io=io) as supervisor:
+        slow, fast = Reply(json=CHAT, delay=60), Reply(json=CHAT, delay=1)
+        script, what = scripted(slow, fast, io=io, layers=[Cache()])
+        client = supervisor.start_client("a", what)
+        first, second = io.run_all(client.arequest("hi", timeout=5), client.arequest("hi", timeout=30))
+        assert isinstance(first, DeadlineExceeded)
+        assert (second.text, io.now()) == ("hi", 6)
+        assert (len(script.requests), client.under_way.left()) == (2, 0)
 
 
 def test_a_timeout_of_a_layer_is_typed(provider, supervisor):
@@ -672,7 +702,7 @@ def test_system_messages_of_blocks_are_handed_on():
     assert body["system"] == [block, {"type": "text", "text": "and kind"}]
 
 
-# The stack of the design
+# The stack of the design; what it replaces is in tests_dspy
 
 
 def test_pipeline_is_cache_fuse_network():
@@ -688,6 +718,20 @@ def test_get_or_set_asks_only_on_a_miss(provider, supervisor):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: client.request("together"), range(8)))
     assert provider.calls == 2
+
+
+@pytest.mark.parametrize(
+    ("cache", "calls"), [(Cache(), 4), (Cache(key="messages"), 3)], ids=["the whole body", "as in the design"]
+)
+def test_cache_key_is_what_is_asked_and_by_whom(provider, supervisor, cache, calls):
+    client = supervisor.start_client("a", config(provider, layers=[cache]))
+    for _ in range(2):
+        client.request("hi")
+        client.request("hi", temperature=0.5)
+        client.request("ho")
+    client.reconfigure(api_key="sk-another")
+    client.request("hi")
+    assert provider.calls == calls
 
 
 def test_own_fuse_melts_at_the_fifth_non_200(supervisor):
