@@ -14,6 +14,7 @@ from dspex_pipe import (
     Overloaded,
     Pipeline,
     Retry,
+    StreamIntegrity,
     Trace,
     build_client,
     explain,
@@ -126,6 +127,19 @@ def test_the_refusal_behind_a_synthetic_answer_is_found_from_an_error_made_of_it
     assert (found.reason, found.retry_after) == ("full", 2)
     assert refusal_of(caught.value) is found
     assert told(explain(caught.value)) == [("Guard", "refused", "full")]
+
+
+def test_an_error_that_comes_while_a_stream_is_read_has_its_trace(world, provider):
+    ask = {"model": "cut", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+
+    async def main():
+        async with world.client([StreamIntegrity()]) as client:
+            response = await client.open("POST", f"{provider.url}/v1/chat/completions", json=ask)
+            with pytest.raises(world.http.RemoteProtocolError) as caught:
+                await client.read(response)
+            return caught.value
+
+    assert [event.layer for event in explain(world.run(main))] == ["transport", "StreamIntegrity"]
 
 
 @pytest.mark.parametrize("link", ["__cause__", "__context__"])

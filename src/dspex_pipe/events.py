@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrs import define, field, frozen
 
@@ -20,10 +20,12 @@ from .wire import Completion, recognise
 if TYPE_CHECKING:
     from .outcome import Meaning
 
-__all__ = ["EXTENSION", "Event", "Record", "Trace", "explain", "record_of", "refusal_of"]
+__all__ = ["EXTENSION", "Event", "Record", "Trace", "belongs_to", "explain", "record_of", "refusal_of"]
 
 EXTENSION = "dspex"
 """The key in the ``extensions`` of requests and responses."""
+
+ErrorT = TypeVar("ErrorT", bound=Exception)
 
 _TRACE_BOUND = 256
 _logger = logging.getLogger("dspex_pipe")
@@ -147,6 +149,12 @@ def record_of(request: Request) -> Record:
             "that keeps its extensions"
         )
     return record
+
+
+def belongs_to(error: ErrorT, request: Request) -> ErrorT:
+    """Let `explain` find the call of an error that may be raised while a body is read, outside the stack."""
+    error._dspex_record = request.extensions.get(EXTENSION)  # type: ignore[attr-defined]
+    return error
 
 
 # Where SDKs keep the response: their errors, raw responses, and streaming helpers.

@@ -9,7 +9,7 @@ from attrs import evolve, frozen
 
 from .body import decoded
 from .errors import DeadlineExceeded, Refused
-from .events import Record
+from .events import Record, belongs_to
 from .family import Request, Response, family_of
 from .wire import error_codes
 
@@ -260,7 +260,7 @@ def verdict(error: BaseException, request: Request) -> Verdict:
 def transport_error(name: str, message: str, request: Request) -> Exception:
     """A transport error of the request's library, by its name there: ``"ConnectError"`` for one."""
     error: Exception = getattr(family_of(request).module, name)(message, request=request)
-    return error
+    return belongs_to(error, request)
 
 
 def read_timeout(message: str, request: Request) -> Exception:
@@ -275,4 +275,4 @@ def broken_body(message: str, request: Request) -> Exception:
 
 def as_library_error(refused: Refused, request: Request) -> Refused:
     """A refusal raised outside the stack, while a body is read: an error of the request's library, too."""
-    return family_of(request).refusal(refused, request)
+    return belongs_to(family_of(request).refusal(refused, request), request)

@@ -8,7 +8,7 @@ from typing import Any, Self, get_args
 from .body import known_length
 from .chain import Handler, blame, check_client, link
 from .errors import DeadlineExceeded, LayerError
-from .events import EXTENSION, Record, record_of
+from .events import EXTENSION, Record, belongs_to, record_of
 from .family import Request, Response, family_of
 from .io import IO, OutOfTime, close_dropped, drive
 from .opening import Stack, expect_next_hop, open_call
@@ -74,7 +74,7 @@ class _Edge:
             await self._close_all(record)
             if not isinstance(exc, Exception):
                 raise
-            exc._dspex_record = record  # type: ignore[attr-defined] # for explain()
+            belongs_to(exc, twin)  # for explain()
             rendered = None if below else render(exc, request, record, self._refusals)
             if rendered is None:
                 raise
