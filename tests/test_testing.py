@@ -71,8 +71,11 @@ def test_awaiting_something_else_is_an_error():
     async def foreign():
         await asyncio.sleep(0)
 
+    io = VirtualIO()
     with pytest.raises(LayerError, match="awaited something that is not io's"):
-        VirtualIO().run(foreign())
+        io.run(foreign())
+    with pytest.raises(LayerError, match="awaited something that is not io's"):
+        io.run(io.bounded(foreign(), 5))
 
 
 def test_concurrent_calls_share_virtual_time():

@@ -79,7 +79,7 @@ class VirtualIO(IO):
         late = self.now() + seconds
         while True:
             try:
-                signal = coroutine.send(None)
+                signal = _next_signal(coroutine)
             except StopIteration as done:
                 result: T = done.value
                 return result
@@ -139,9 +139,7 @@ class VirtualIO(IO):
             while wanted:
                 taking = self._turns.next()
                 try:
-                    signal = taking.send(None)
-                    while not isinstance(signal, Until):
-                        signal = taking.throw(LayerError("awaited something that is not io's"))
+                    signal = _next_signal(taking)
                 except StopIteration as done:
                     results[taking] = done.value
                 except BaseException as exc:  # noqa: BLE001 - handed to the caller as a result
@@ -154,6 +152,14 @@ class VirtualIO(IO):
             self._scheduled = False
             self._turns.close()
         return [results[coroutine] for coroutine in coroutines]
+
+
+def _next_signal(coroutine: Coroutine[Any, Any, Any]) -> Until:
+    """Run a coroutine until it waits, and tell for what."""
+    signal = coroutine.send(None)
+    while not isinstance(signal, Until):
+        signal = coroutine.throw(LayerError("awaited something that is not io's"))
+    return signal
 
 
 def _in_a_loop() -> bool:
