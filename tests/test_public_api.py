@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import dspex_pipe
-from dspex_pipe import chaos, llm, testing
+from dspex_pipe import chaos, llm, simulate, testing
 
 
 def test_the_front_door_holds_exactly_these_names():
@@ -80,9 +80,27 @@ def test_the_room_of_faults_holds_exactly_these_names():
     ]
 
 
+def test_the_room_of_simulations_holds_exactly_these_names():
+    assert sorted(simulate.__all__) == [
+        "Call",
+        "Change",
+        "NaiveRetry",
+        "Outage",
+        "ProviderModel",
+        "Report",
+        "SCENARIOS",
+        "Scenario",
+        "SdkRetry",
+        "Workload",
+        "policies",
+        "simulate",
+        "table",
+    ]
+
+
 def test_every_public_thing_says_what_it_is_for():
-    for name, thing in inspect.getmembers(dspex_pipe) + inspect.getmembers(llm):
-        if name not in {*dspex_pipe.__all__, *llm.__all__}:
+    for name, thing in [m for room in (dspex_pipe, llm, simulate) for m in inspect.getmembers(room)]:
+        if name not in {*dspex_pipe.__all__, *llm.__all__, *simulate.__all__}:
             continue
         if inspect.isclass(thing) or inspect.isroutine(thing):
             assert thing.__doc__, name

@@ -1,0 +1,60 @@
+"""What a provider can serve: the calls that a client which knows everything would get answered."""
+
+from __future__ import annotations
+
+import heapq
+
+from attrs import evolve
+
+from .provider import ProviderModel
+from .workload import Call, Workload
+
+__all__ = ["servable"]
+
+
+def servable(model: ProviderModel, workload: Workload, seed: int) -> tuple[float, ...]:
+    """When those calls of a workload begin that can be answered.
+
+    A call that comes while the provider is down is lost: nobody knows for how long. Any other is sent when
+    its turn has come, as the limits and the capacity allow, in order of arrival; it is lost, too, when its
+    caller's patience ends before. None is sent in vain, and each takes the provider's mean time.
+    """
+    ideal, callers = _Ideal(model, workload.patience), workload.callers(seed)
+    if workload.rate is not None:
+        for call in callers[0].arrivals(workload.rate):
+            ideal.ended(call)
+        return tuple(ideal.served)
+    due = [(0.0, number) for number in range(len(callers))]
+    while due:
+        now, number = heapq.heappop(due)
+        caller = callers[number]
+        again = ideal.ended(caller.call(now)) + caller.pause()
+        if again < workload.duration:
+            heapq.heappush(due, (again, number))
+    return tuple(ideal.served)
+
+
+class _Ideal:
+    def __init__(self, model: ProviderModel, patience: float) -> None:
+        self._model = model
+        self._patience = patience
+        self._limits = model.limits()
+        self._workers = evolve(model, queue=None).workers()  # nobody is sent away: they wait outside
+        self._last = 0.0
+        self.served: list[float] = []
+
+    def ended(self, call: Call) -> float:
+        """When a call has ended; they come in order of time."""
+        model, now = self._model, call.started
+        if model.back_up(now) > now:
+            return now
+        sent = max(now, self._last)
+        sent = model.back_up(sent + self._limits.wait(call.tokens, sent))
+        turn = self._workers.turn(sent) or sent
+        if turn - now > self._patience:
+            return now + self._patience
+        self._limits.take(call.tokens, sent)
+        self._workers.begin(sent, turn, model.mean)
+        self._last = sent
+        self.served.append(now)
+        return turn + model.mean

@@ -1,0 +1,193 @@
+"""Who calls: how many, how often, and for what."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from bisect import bisect
+from collections.abc import Iterator
+from random import Random
+
+from attrs import define, field, frozen
+
+from ..config import brief, check, fraction, optional, seconds, whole
+from ..family import Request
+
+__all__ = ["Call", "Caller", "Workload", "call_of"]
+
+_EXTENSION = "dspex_simulated"
+_positive = check("a positive number", lambda v: type(v) in {int, float} and 0 < v < math.inf)
+
+
+@define
+class Call:
+    """One logical call, and what came of it. All times are virtual seconds from the beginning.
+
+    Args:
+        started: When its caller began it.
+        prompt: The number of its prompt: the same number is the same question.
+        tokens_in: Tokens that it asks with.
+        tokens_out: Tokens of its answer.
+        streams: Whether it asks for a stream.
+        ended: When its caller had an answer, an error, or enough.
+        failure: What went wrong; ``None`` when it was answered.
+        sent: When the provider got it, once for each attempt that left this side.
+        throttled: When it was answered 429.
+        billed: Tokens that the provider worked on for it, in all attempts.
+    """
+
+    started: float
+    prompt: int
+    tokens_in: int
+    tokens_out: int
+    streams: bool
+    ended: float = 0.0
+    failure: str | None = None
+    sent: list[float] = field(factory=list)
+    throttled: list[float] = field(factory=list)
+    billed: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one attempt."""
+        return self.tokens_in + self.tokens_out
+
+    @property
+    def wasted(self) -> int:
+        """Tokens that the provider worked on, and of which the caller had nothing."""
+        return self.billed - (self.tokens if self.failure is None and self.sent else 0)
+
+    def content(self) -> bytes:
+        """Its body, as a caller writes it."""
+        return json.dumps(
+            {
+                "model": "simulated",
+                "messages": [{"role": "user", "content": f"question {self.prompt}"}],
+                "max_tokens": self.tokens_out,
+                "stream": self.streams,
+            }
+        ).encode()
+
+    def extensions(self) -> dict[str, object]:
+        """What its request carries, so that the provider knows it again; and the timeouts of the SDKs."""
+        return {"timeout": {"connect": 5.0, "read": 600.0, "write": 600.0, "pool": 600.0}, _EXTENSION: self}
+
+
+def call_of(request: Request) -> Call:
+    """The logical call that a request is an attempt of."""
+    call: Call = request.extensions[_EXTENSION]
+    return call
+
+
+@frozen(kw_only=True, repr=False)
+class Workload:
+    """Calls, either as they come, or one after the other by a number of workers.
+
+    Args:
+        rate: Calls a second, at random moments (a Poisson process), however the others fare: users.
+        workers: Callers of which each makes its next call when the last one has ended; all of them begin at
+            once: a batch.
+        think: Seconds between two calls of a worker, on average; drawn from an exponential distribution.
+        duration: Seconds in which calls begin.
+        prompts: How many different questions there are; ``None``: none is asked twice.
+        zipf: How much more often some questions are asked: the n-th as often as ``1 / n ** zipf``.
+        tokens_in: Tokens of a prompt, on average; evenly from half to one and a half times as many.
+        tokens_out: Tokens of an answer, likewise.
+        streaming: The share of calls that ask for a stream, 0 to 1.
+        patience: Seconds after which a caller gives up, and cancels its call.
+
+    Raises:
+        ValueError: Both of ``rate`` and ``workers``, or neither; or a value is not allowed.
+    """
+
+    rate: float | None = field(default=None, validator=optional(_positive))
+    workers: int | None = field(default=None, validator=optional(whole(1)))
+    think: float = field(default=1.0, validator=seconds())
+    duration: float = field(default=600.0, validator=seconds())
+    prompts: int | None = field(default=None, validator=optional(whole(1)))
+    zipf: float = field(
+        default=1.0,
+        validator=check("a number from 0 to 10", lambda v: type(v) in {int, float} and 0 <= v <= 10),
+    )
+    tokens_in: int = field(default=800, validator=whole(2))
+    tokens_out: int = field(default=200, validator=whole(2))
+    streaming: float = field(default=0.0, validator=fraction())
+    patience: float = field(default=600.0, validator=seconds())
+
+    __repr__ = brief
+
+    def __attrs_post_init__(self) -> None:
+        if (self.rate is None) == (self.workers is None):
+            raise ValueError(
+                "Workload() takes either rate=, calls a second, or workers=, callers at once; "
+                f"got rate={self.rate!r}, workers={self.workers!r}"
+            )
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that a call takes at most."""
+        return math.ceil(self.tokens_in * 1.5) + math.ceil(self.tokens_out * 1.5)
+
+    def callers(self, seed: int) -> list[Caller]:
+        """Those who call; with the same seed they ask the same."""
+        questions = _Questions(self)
+        if self.workers is not None:
+            return [Caller(self, questions, Random(f"{seed}/{n}")) for n in range(self.workers)]  # noqa: S311
+        return [Caller(self, questions, Random(f"{seed}/users"))]  # noqa: S311
+
+
+class _Questions:
+    """Which question is asked next."""
+
+    def __init__(self, workload: Workload) -> None:
+        self._new = itertools.count()
+        weights = [1 / n**workload.zipf for n in range(1, (workload.prompts or 0) + 1)]
+        self._sums = list(itertools.accumulate(weights))
+
+    def next(self, random: Random) -> int:
+        if not self._sums:
+            return next(self._new)
+        return bisect(self._sums, random.random() * self._sums[-1])
+
+
+class Caller:
+    """One worker, or all users; it knows what is asked, and when, and nothing of the answers.
+
+    Args:
+        workload: What is asked for.
+        questions: Shared by all callers.
+        random: Its own.
+    """
+
+    def __init__(self, workload: Workload, questions: _Questions, random: Random) -> None:
+        self._workload = workload
+        self._questions = questions
+        self._random = random
+
+    def call(self, now: float) -> Call:
+        """The next call."""
+        workload, number = self._workload, self._questions.next(self._random)
+        about = Random(number)  # noqa: S311 # the same question is as long each time
+        return Call(
+            started=now,
+            prompt=number,
+            tokens_in=_about(workload.tokens_in, about),
+            tokens_out=_about(workload.tokens_out, about),
+            streams=self._random.random() < workload.streaming,
+        )
+
+    def pause(self) -> float:
+        """Seconds that a worker pauses."""
+        return self._random.expovariate(1 / self._workload.think)
+
+    def arrivals(self, rate: float) -> Iterator[Call]:
+        """All calls of the users, in the order in which they come."""
+        now = self._random.expovariate(rate)
+        while now < self._workload.duration:
+            yield self.call(now)
+            now += self._random.expovariate(rate)
+
+
+def _about(mean: int, random: Random) -> int:
+    return round(mean * (0.5 + random.random()))
