@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-PROGRAMS = sorted(EXAMPLES / name for name in ("custom_layer.py", "demo.py"))  # test_llm.py runs the others
+PROGRAMS = sorted(EXAMPLES / name for name in ("custom_layer.py", "demo.py", "simulate_your_stack.py"))
+# test_llm.py runs the others
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.name)
