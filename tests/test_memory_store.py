@@ -11,6 +11,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
+from dspex_pipe.caching.storage import Saved, Storage
+from dspex_pipe.io import BLOCKING, drive
 from dspex_pipe.stores.memory import MemoryStore
 from storing import get, put, start
 
@@ -271,3 +273,17 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 TestStoreMachine = StoreMachine.TestCase
+
+
+def test_what_is_not_of_our_making_is_no_answer_and_a_closed_store_keeps_none():
+    store = MemoryStore()
+    storage = Storage(store)
+    put(store)
+    assert drive(storage.load("key", BLOCKING)) == drive(storage.find("key", BLOCKING)) == []
+    saved = Saved(200, (("a", "b"),), (b"one",), 0.0)
+    assert drive(storage.save("key", saved, BLOCKING, asked=None, ttl=None, old=None))
+    assert drive(storage.find("key", BLOCKING)) == [saved]
+    assert [kept.saved for kept in drive(storage.load("key", BLOCKING))] == [saved]
+    store.close()
+    drive(storage.save("key", saved, BLOCKING, asked=None, ttl=None, old=None))
+    assert drive(storage.find("key", BLOCKING)) == []

@@ -36,7 +36,8 @@ def llm(*, cache: Cache | None = None, rate: RateLimit | None = None) -> list[La
         *([] if cache is None else [cache]),
         Timeout(total=600),
         Retry(),
-        Breaker(),
+        # simulated: at 30 % errors, five failures in a row come by chance and shut out the rest
+        Breaker(failures=10, consecutive=10, open_max=30.0),
         RateLimit() if rate is None else rate,
         Timeout(connect=5, first_content=60, idle=60),
         StreamIntegrity(),
