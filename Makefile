@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-llm test test-here test-dspy test-llm check format bench bench-whole bench-compare clean
+.PHONY: demo demo-llm test test-llm check format bench bench-whole bench-compare clean
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -33,15 +33,10 @@ test-llm: .venv/ready-llm
 
 test: .venv/ready .venv-dspy/ready
 	$(BIN)/coverage erase
-	$(MAKE) --jobs=2 test-here test-dspy
+	$(BIN)/coverage run -m pytest --numprocesses=2 --dist=worksteal
+	.venv-dspy/bin/coverage run -m pytest tests_dspy
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
-
-test-here: .venv/ready
-	COVERAGE_FILE=.coverage.here $(BIN)/coverage run -m pytest
-
-test-dspy: .venv-dspy/ready
-	COVERAGE_FILE=.coverage.dspy .venv-dspy/bin/coverage run -m pytest --quiet tests_dspy
 
 check: .venv/ready
 	$(BIN)/ruff format --check

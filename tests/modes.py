@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from types import ModuleType
@@ -16,6 +17,11 @@ from dspex_pipe import Pipeline
 
 MODES = ("blocking", "asyncio", "trio")
 LIBRARIES = (httpx, httpx2)
+
+
+def lasting(value: object) -> str:
+    """What a value is called in a test's name: without its address, which differs from process to process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 class World:

@@ -7,6 +7,7 @@ import warnings
 import pytest
 
 from dspex_pipe import Breaker, Logging, OrderWarning, Pipeline, Retry, build_client
+from modes import lasting
 
 
 class Cache:
@@ -37,7 +38,7 @@ def codes(pipeline):
         ([RateLimit(), Breaker()], "W05", "have used up the rate"),
         ([Retry(), Logging(), Pipeline([Breaker(), Pipeline([Retry()])])], "W01", "attempts multiply"),
     ],
-    ids=str,
+    ids=lasting,
 )
 def test_a_surely_wrong_order_warns_with_code_and_reason_at_the_users_line(layers, code, why):
     with pytest.warns(OrderWarning, match=rf"^{code}: \w+ outside \w+: .*{why}") as seen:
@@ -60,7 +61,7 @@ def test_a_surely_wrong_order_warns_with_code_and_reason_at_the_users_line(layer
         ([Cache(), Cache(), Breaker(), Breaker()], []),
         ([], []),
     ],
-    ids=str,
+    ids=lasting,
 )
 def test_trade_offs_and_good_orders_do_not_warn(layers, told):
     with warnings.catch_warnings():

@@ -15,6 +15,7 @@ import trio
 
 from dspex_pipe import Pipeline, Retry, attach, build_async_client, build_client
 from dspex_pipe.transport import AsyncTransport, Transport
+from modes import lasting
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 RETRY = Retry(wait_initial=0, wait_jitter=0)
@@ -297,7 +298,7 @@ def test_refusals_is_passed_on():
         (openai.OpenAI, "takes an OpenAI"),
         ("OpenAI", "got str"),
     ],
-    ids=repr,
+    ids=lasting,
 )
 def test_what_is_no_sdk_client_is_refused(wrong, message):
     with pytest.raises(TypeError, match=message):

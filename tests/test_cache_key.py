@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dspex_pipe import Cache, Pipeline
 from dspex_pipe.caching.content import is_worth_keeping, why_not
 from dspex_pipe.caching.key import CREDENTIALS, canonical, credential_digest, difference, key_parts
+from dspex_pipe.testing import Reply, Script, VirtualIO
+from dspex_pipe.wire import recognise
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
 NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -166,6 +169,19 @@ def test_credentials_make_callers_different_and_are_not_in_the_digest():
 def test_server_side_state_passes_by(more, why):
     told = why_not({"model": "m", "messages": [], **more})
     assert told is None if why is None else why in told
+
+
+def test_what_a_server_may_read_differently_is_a_call_all_the_same():
+    body = b'{"model": "m", "messages": [{}], "x": 1, "x": 1, "previous_response_id": "r"}'
+    assert recognise("POST", "/v1/chat/completions", body).model == "m"
+    script = Script(Reply(json={"id": 1, "choices": []}), forever=True)
+    client = Pipeline([Cache(match=lambda _: True)]).client(transport=script, io=VirtualIO())
+    for _ in range(2):
+        client.post("http://llm.test/v1/chat/completions", content=body)
+    assert len(script.requests) == 2  # it asks for what the server remembers
+    client.post("http://llm.test/v1/chat/completions", content=body.replace(b"previous_response_id", b"y"))
+    client.post("http://llm.test/v1/chat/completions", content=body.replace(b"previous_response_id", b"y"))
+    assert len(script.requests) == 3
 
 
 @pytest.mark.parametrize("body", [b"", b"not json", b"[1]", b"[" * 100_000])

@@ -7,6 +7,7 @@ import pytest
 from dspex_pipe import Breaker, Budget, Cache, Logging, Pipeline, RateLimit, Retry, StreamIntegrity, Timeout
 from dspex_pipe.chaos import Chaos, Latency, Status
 from dspex_pipe.testing import check_layer
+from modes import lasting
 
 COMPLETION = {
     "method": "POST",
@@ -53,6 +54,6 @@ LAYERS = [
 
 
 @pytest.mark.parametrize("request_", [None, COMPLETION, STREAMED, UNSAFE], ids=["get", "llm", "sse", "post"])
-@pytest.mark.parametrize("layer", LAYERS, ids=repr)
+@pytest.mark.parametrize("layer", LAYERS, ids=lasting)
 def test_layer_keeps_the_contract(layer, request_):
     check_layer(layer, request=request_)

@@ -8,6 +8,7 @@ import os
 import sqlite3
 import stat
 import sys
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dspex_pipe.stores import database
+from dspex_pipe.stores import database, disk
 from dspex_pipe.stores.disk import DiskStore, StoreFailed
 from dspex_pipe.stores.private import cache_folder, private_folder
 from dspex_pipe.stores.secret import load_secret, secret_path
@@ -310,6 +311,75 @@ def test_a_file_that_another_process_has_begun_anew_is_not_set_aside(make, path)
     with pytest.raises(StoreFailed):
         other.get_entries("key")
     assert len(get(other, "new")) == 1
+
+
+def open_and_put(path, barrier):
+    barrier.wait(30)
+    store = DiskStore(path)
+    put(store, str(os.getpid()))
+    assert len(get(store, str(os.getpid()))) == 1
+    store.close()
+
+
+def test_processes_that_meet_a_corrupt_file_at_once_share_the_new_one(make, path):
+    overwrite(kept_file(make, path), 0, b"\xff" * 64)
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(4)
+    workers = [context.Process(target=open_and_put, args=(path, barrier)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    assert all(len(get(make(), str(worker.pid))) == 1 for worker in workers)  # nobody wrote into the old one
+
+
+def test_a_corrupt_file_that_cannot_be_set_aside_is_left_alone_for_a_while(make, path, clock, caplog):
+    store = make()
+    put(store)
+    spoil_while_open(path, store)
+    path.with_name("run.db.corrupt").mkdir()
+    with pytest.raises(StoreFailed, match="malformed"):
+        store.get_entries("key")
+    assert get(store) == []
+    assert "set aside" not in caplog.text
+    clock.now += 61.0
+    with pytest.raises(StoreFailed, match="cannot be opened"):
+        store.get_entries("key")
+    assert get(store) == []
+    path.with_name("run.db.corrupt").rmdir()
+    clock.now += 61.0
+    put(store)
+    assert len(get(store)) == 1
+
+
+def test_what_has_taken_its_place_meanwhile_stays(make, path, monkeypatch):
+    overwrite(kept_file(make, path), 0, b"\xff" * 64)
+    real = database.alone
+
+    @contextmanager
+    def alone(at):
+        with real(at):
+            path.unlink()
+            run_sql(path, "CREATE TABLE mine (a)")  # of another program
+            yield
+
+    monkeypatch.setattr(disk, "alone", alone)
+    with pytest.raises(ValueError, match="it holds something else"):
+        make().open()
+    assert run_sql(path, "SELECT count(*) FROM mine") == [[(0,)]]
+    assert database.was_ours(path.with_name("gone"))  # one that is being renamed just now
+
+
+def test_another_programs_file_stays_whatever_lies_beside_it(make, path):
+    path.parent.mkdir()
+    content = os.urandom(8192)
+    path.write_bytes(content)
+    path.with_name("run.db.key").write_bytes(b"a passphrase of another program's")
+    with pytest.raises(ValueError, match="was left as it is"):
+        make().open()
+    assert [file.name for file in sorted(path.parent.iterdir())] == ["run.db", "run.db.key"]
+    assert path.read_bytes() == content
 
 
 def test_a_corrupt_file_that_is_gone_is_no_trouble(make, path):

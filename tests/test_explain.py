@@ -23,6 +23,7 @@ from dspex_pipe import (
     respond,
 )
 from dspex_pipe.testing import Reply, Script, VirtualIO
+from modes import lasting
 
 URL = "http://upstream.test/thing"
 RETRY = Retry(wait_initial=0.5, wait_jitter=0)
@@ -179,7 +180,7 @@ def test_what_an_sdk_wraps_around_a_response_is_followed(http):
 
 
 @pytest.mark.parametrize(
-    "stranger", [None, 3, "x", object(), ValueError("x"), SimpleNamespace(response=None)], ids=repr
+    "stranger", [None, 3, "x", object(), ValueError("x"), SimpleNamespace(response=None)], ids=lasting
 )
 def test_a_stranger_has_no_trace_and_no_refusal(stranger):
     assert explain(stranger) == ()

@@ -287,3 +287,28 @@ def test_what_is_not_of_our_making_is_no_answer_and_a_closed_store_keeps_none():
     store.close()
     drive(storage.save("key", saved, BLOCKING, asked=None, ttl=None, old=None))
     assert drive(storage.find("key", BLOCKING)) == []
+
+
+def test_a_subclass_is_asked_for_each_entry():
+    class Blind(MemoryStore):
+        def get_entries(self, key):
+            return []
+
+    storage, saved = Storage(Blind()), Saved(200, (("a", "b"),), (b"one",), 0.0)
+    drive(storage.save("key", saved, BLOCKING, asked=None, ttl=None, old=None))
+    assert drive(storage.find("key", BLOCKING)) == []
+
+
+def test_what_is_unpacked_once_takes_no_room_of_its_own():
+    store = MemoryStore()
+    first, second = Storage(store), Storage(store)
+    saved = Saved(200, (("content-type", "text/event-stream"),), (b"x" * 999, b"y" * 999), 0.0)
+    drive(
+        first.save(
+            "key", saved, BLOCKING, asked=hishel.Request(method="GET", url="http://a/"), ttl=None, old=[]
+        )
+    )
+    (kept,) = store.find("key")
+    (found,) = drive(second.find("key", BLOCKING))
+    assert found == saved
+    assert all(ours is theirs for ours, theirs in zip(found.pieces, kept.chunks, strict=True))

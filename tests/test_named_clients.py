@@ -22,7 +22,18 @@ import httpx
 import pytest
 import trio
 
-from dspex_pipe import Breaker, Cache, Pipeline, RateLimit, Retry, Timeout, llm, presets, refusal_of
+from dspex_pipe import (
+    Breaker,
+    Cache,
+    MemoryStore,
+    Pipeline,
+    RateLimit,
+    Retry,
+    Timeout,
+    llm,
+    presets,
+    refusal_of,
+)
 from dspex_pipe.chaos import Chaos, Latency, Raise, Status
 from dspex_pipe.llm import (
     AuthError,
@@ -154,6 +165,11 @@ def test_bad_settings_of_a_supervisor_say_what_is_allowed(setting, allowed):
         ({"options": 3}, "a mapping"),
         ({"http": 3}, "a mapping"),
         ({"api_key": ""}, "takes the key, .* got an empty string"),
+        (
+            {"http": {"timeout": 3, "headers": {"x": "sk"}}},
+            "without timeout: these are settings",
+        ),
+        ({"base_url": "https://me:pw@x.test"}, "got one with credentials$"),
         ({"api_key": 3}, "takes the key, .* got int"),
     ],
 )
@@ -922,6 +938,57 @@ def test_a_call_that_comes_too_late_for_the_connections_says_so(supervisor):
     assert supervisor.status()["a"]["crashes"] == 0
 
 
+# httpx leaves its own generators behind when a stream is left early
+@pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning")
+@pytest.mark.parametrize("run", [lambda main: asyncio.run(main()), trio.run], ids=["asyncio", "trio"])
+def test_a_stream_whose_reader_is_busy_ends_with_the_next_piece(silent, supervisor, run):
+    client = supervisor.start_client("a", config_for(silent))
+
+    async def main():
+        async with anyio.create_task_group() as group:
+            stream = client.astream("hi")
+            group.start_soon(begin)
+            assert (await anext(stream)).text == "Forty-"
+            await client.aclose(drain=0.01)
+            with pytest.raises(ClientDown, match="it was stopped"):
+                await anext(stream)
+            assert client.under_way.left() == 0
+
+    async def begin():
+        connection, _ = await anyio.to_thread.run_sync(silent.accept)
+        with connection:
+            await anyio.to_thread.run_sync(connection.recv, 65536)
+            connection.sendall(BEGUN % json.dumps(piece("Forty-")).encode())
+            await anyio.to_thread.run_sync(lambda: [None for _ in iter(lambda: connection.recv(65536), b"")])
+
+    run(main)
+
+
+def test_a_cancelled_shutdown_breaks_off_and_closes_all_the_same(silent, supervisor):
+    client = supervisor.start_client("a", config_for(silent))
+
+    async def main():
+        task = asyncio.create_task(client.arequest("hi"))
+        with (await asyncio.to_thread(silent.accept))[0]:
+            with anyio.move_on_after(0.01):
+                await client.aclose(drain=60)
+            with pytest.raises(ClientDown, match="it was stopped"):
+                await task
+
+    asyncio.run(main())
+
+
+def test_a_blocking_call_that_ends_with_the_client_says_so(silent, supervisor):
+    client = supervisor.start_client("a", config_for(silent))
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(client.request, "hi")
+        connection, _ = silent.accept()
+        client.close(drain=0.01)
+        connection.close()
+        with pytest.raises(ClientDown, match="it was stopped"):
+            call.result(10)
+
+
 def test_a_calls_own_cancellation_stays_one(silent, supervisor):
     client = supervisor.start_client("a", config_for(silent))
 
@@ -1052,6 +1119,40 @@ def test_a_malformed_answer_that_was_cached_is_asked_for_anew(supervisor, stream
     assert ask("hi") == ask("hi") == "hi"
     assert len(script.requests) == 2
     assert supervisor.status()["a"]["crashes"] == 1
+
+
+@pytest.mark.parametrize("mode", ["only_if_cached", "read_only", "off"])
+def test_distrust_asks_nobody_whom_the_cache_may_not_ask(supervisor, mode):
+    store = MemoryStore()
+    script, what = scripted(Reply(json={}), Reply(json={}), layers=[Cache(store, secret=b"k" * 16)])
+    client = supervisor.start_client("a", what)
+    with pytest.raises(Crashed, match="Malformed"):
+        client.request("hi")
+    client.reconfigure(layers=[Cache(store, secret=b"k" * 16, mode=mode)])
+    with pytest.raises(Crashed, match="Malformed"):
+        client.request("hi")
+    assert len(script.requests) == (2 if mode == "off" else 1)
+
+
+def test_what_is_distrusted_is_bounded(supervisor, monkeypatch):
+    monkeypatch.setattr("dspex_pipe.llm.client._MOST_DISTRUSTED", 2)
+    client = supervisor.start_client("a", scripted(Reply(json=CHAT), layers=[Cache()])[1])
+    for content in (b"a", b"b", b"c"):
+        client.distrust(content)
+    assert [client.distrusts(content) for content in (b"a", b"b", b"c", b"c")] == [False, True, True, False]
+
+
+def test_a_class_is_no_layer_and_a_layers_own_named_is_left_alone(supervisor):
+    with pytest.raises(TypeError, match="Cache is a class"):
+        supervisor.start_client("a", scripted(layers=[Cache])[1])
+
+    class Labelled(Buggy):
+        named = True
+
+    client = supervisor.start_client("b", scripted(Reply(json=CHAT), layers=[Labelled(), RateLimit()])[1])
+    before = client.pipeline
+    client.reconfigure(layers=client.pipeline.layers)
+    assert [step.middleware for step in client.pipeline.steps] == [step.middleware for step in before.steps]
 
 
 def test_a_client_without_a_cache_distrusts_nothing(supervisor):
@@ -1357,7 +1458,7 @@ def test_stopping_waits_for_calls_under_way(supervisor):
         early = pool.submit(client.request, "hi")
         assert begun.wait(10)
         stopping = pool.submit(supervisor.stop_client, "a")
-        while not client._closed:
+        while not client.closed:
             pass
         assert not stopping.done()
         go_on.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import pickle
@@ -195,14 +196,18 @@ def test_9_a_store_that_others_share_needs_a_secret_of_its_own():
 
 
 def test_layers_are_pickled_without_their_secrets_and_pipelines_begin_anew():
-    store = RedisStore(url=f"redis://me:{SECRET}@127.0.0.1:1/0?password={SECRET}")
+    store = RedisStore(url=f"redis://me:{SECRET}@127.0.0.1:1?db=2&password={SECRET}")
     limit = RateLimit(Rate(1, 60_000), store=store)
     inner = Pipeline([Retry(), Cache(secret=SECRET.encode() * 4)], meanings={"melted": Meaning.FAILED})
     inner.client(transport=Script(Reply(json={}))).post(CHAT, json=ASK)
     data = pickle.dumps([limit, inner])
     assert SECRET.encode() not in data
     again, pipeline = pickle.loads(data)
-    assert again.store.url == "redis://127.0.0.1:1/0"
+    assert again.store.url == "redis://127.0.0.1:1?db=2"
+    assert pickle.loads(pickle.dumps(RedisStore())) == RedisStore()
+    # in one process, a copy keeps them
+    assert copy.deepcopy(limit).store is copy.copy(store) is store
+    assert copy.deepcopy(inner.layers[1]) is copy.copy(inner.layers[1]) is inner.layers[1]
     assert repr(pipeline) == repr(inner)
     assert pipeline.meanings == inner.meanings
     assert (inner.snapshot()["layers"][1]["misses"], pipeline.snapshot()["layers"][1]["misses"]) == (1, 0)

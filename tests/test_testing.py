@@ -15,7 +15,7 @@ import pytest
 from dspex_pipe import Breaker, LayerError, Overloaded, Pipeline, Retry, respond
 from dspex_pipe.io import ASYNC, BLOCKING
 from dspex_pipe.testing import Reply, Script, VirtualIO, check_layer
-from modes import World
+from modes import World, lasting
 
 REQUEST = httpx.Request("GET", "http://x.test/")
 
@@ -275,7 +275,7 @@ async def hides_truncation(request, call_next, io):
         (OneState(), r"returns the same state twice"),
         (Incomparable(), r"does not compare equal to a copy of itself"),
     ],
-    ids=str,
+    ids=lasting,
 )
 def test_the_kit_finds_what_is_broken(layer, promise):
     with pytest.raises(AssertionError, match=promise):

@@ -8,9 +8,14 @@ from typing import Any
 
 import attrs
 
-__all__ = ["brief", "check", "flag", "fraction", "one_of", "optional", "seconds", "whole"]
+__all__ = ["brief", "called", "check", "flag", "fraction", "one_of", "optional", "seconds", "whole"]
 
 Check = Callable[[Any, Any, Any], None]
+
+
+def called(instance: Any) -> str:
+    """What a message calls the thing that a setting belongs to."""
+    return getattr(instance, "_called", type(instance).__name__)
 
 
 def check(allowed: str, test: Callable[[Any], bool]) -> Check:
@@ -22,8 +27,7 @@ def check(allowed: str, test: Callable[[Any], bool]) -> Check:
 
     def validate(instance: Any, attribute: Any, value: Any) -> None:
         if not test(value):
-            name = getattr(instance, "_called", type(instance).__name__)
-            raise ValueError(f"{name}({attribute.name}=…) takes {allowed}, got {value!r}")
+            raise ValueError(f"{called(instance)}({attribute.name}=…) takes {allowed}, got {value!r}")
 
     validate.allowed, validate.test = allowed, test  # type: ignore[attr-defined] # for optional()
     return validate

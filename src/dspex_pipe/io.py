@@ -52,6 +52,7 @@ __all__ = [
     "PerLoop",
     "close_dropped",
     "drive",
+    "shielded",
 ]
 
 T = TypeVar("T")
@@ -383,6 +384,11 @@ class _LoopEvent(_Reachable):
         with anyio.move_on_after(seconds):
             await self._event.wait()
         return self._event.is_set()
+
+
+def shielded() -> contextlib.AbstractContextManager[object]:
+    """Around what must be done on an event loop, even while being cancelled."""
+    return anyio.CancelScope(shield=True)
 
 
 class Breakable(_Reachable):

@@ -224,10 +224,9 @@ def _plain_bound(request: Request, response: Response, record: Record) -> int | 
     kind = media_type(response.headers)
     if kind == EVENT_STREAM or response.status_code < 200:
         return None
-    if kind == "application/json" or kind.endswith("+json"):
-        length = known_length(response, _READ_BOUND)
-        if length is not None:
-            return length
+    is_json = kind == "application/json" or kind.endswith("+json")
+    if is_json and known_length(response, _READ_BOUND) is not None:
+        return _READ_BOUND
     completion = record.completion(request)  # asked last: it takes longest
     if completion is None:
         return None

@@ -132,15 +132,18 @@ class Storage:
         self.store = store
         self.is_async = inspect.iscoroutinefunction(store.get_entries)
         self._in_memory = isinstance(store, MemoryStore)
-        # a store on disk has a memory that can be asked without leaving the event loop
-        self._memory = store if self._in_memory else store.memory if isinstance(store, DiskStore) else None
+        # what can be asked without leaving the event loop, and without a detour through entries; no subclass,
+        # which may want to know what is asked of it
+        self._memory: MemoryStore | None = None
+        if type(store) is MemoryStore or type(store) is DiskStore:
+            self._memory = store if isinstance(store, MemoryStore) else store.memory
         self._warned = False
 
     async def find(self, key: str, io: IO) -> list[Saved]:
         """The answers of a key that are whole and of our making; those in memory are unpacked only once."""
         if self._memory is not None:
             found = [saved for kept in self._memory.find(key) if (saved := _read_once(kept)) is not None]
-            if found or self._in_memory:
+            if found or self._memory is self.store:
                 return found
         return [kept.saved for kept in await self.load(key, io)]
 
@@ -218,9 +221,7 @@ class Storage:
         ttl: float | None,
         old: Iterable[Kept] | None,
     ) -> bool:
-        if (
-            type(self.store) is MemoryStore and asked is None and old is None
-        ):  # no subclass: it may want to know
+        if self._memory is self.store and asked is None and old is None:
             self._put(key, saved, ttl)
             return True
         stale = [k.entry for k in old] if old is not None else await self._call(self.store.get_entries, key)
@@ -294,9 +295,11 @@ def _unpack(response: Any, read: tuple[bytes, ...]) -> Saved | None:
         return None
     try:
         stored_at = float(headers["x-dspex-stored-at"])
-        pieces = _cut(body, headers["x-dspex-pieces"])
+        lengths = tuple(map(int, headers["x-dspex-pieces"].split(",")))
     except (KeyError, ValueError):
         return None
+    # as a rule they lie there as they were: a copy would take their room twice
+    pieces = read if tuple(map(len, read)) == lengths else _cut(body, lengths)
     extensions = tuple(
         (name, headers[f"x-dspex-{name}"].encode("latin-1"))
         for name in _EXTENSIONS
@@ -313,10 +316,10 @@ def _read_once(kept: InMemory) -> Saved | None:
     return saved
 
 
-def _cut(body: bytes, lengths: str) -> tuple[bytes, ...]:
+def _cut(body: bytes, lengths: Iterable[int]) -> tuple[bytes, ...]:
     """The pieces again: a store of hishel's cuts bodies as it likes."""
     pieces, at = [], 0
-    for length in map(int, lengths.split(",")):
+    for length in lengths:
         pieces.append(body[at : at + length])
         at += length
     return tuple(pieces)

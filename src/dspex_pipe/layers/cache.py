@@ -31,11 +31,11 @@ from ..caching.key import (
 from ..caching.storage import Storage
 from ..config import brief, check, flag, one_of, optional, seconds
 from ..events import Record, record_of
-from ..options import Converter
+from ..options import Converter, switch
 from ..stores.disk import DiskStore
 from ..stores.memory import MemoryStore
 from ..stores.secret import load_secret, secret_path
-from ..wire import form_of
+from ..wire import form_of, parse_loosely
 
 if TYPE_CHECKING:
     from ..chain import Handler
@@ -113,10 +113,11 @@ class Cache:
         max_wait: Seconds that calls wait for the first one with the same question; when they are over, one
             of them asks, and the others wait for that one.
 
-    Per call: ``cache=`` a mode; ``sample=`` which of several samples of one prompt.
+    Per call: ``cache=`` a mode; ``sample=`` which of several samples of one prompt; ``distrust=True`` asks
+    anew where ``on`` would answer from what is kept.
     """
 
-    options: ClassVar[Mapping[str, Converter]] = {"cache": _mode, "sample": _sample}
+    options: ClassVar[Mapping[str, Converter]] = {"cache": _mode, "sample": _sample, "distrust": switch}
 
     store: Any = field(
         default=None,
@@ -170,6 +171,12 @@ class Cache:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc] # validated, as at first
+
+    def __copy__(self) -> Cache:
+        return self  # it never changes
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Cache:
+        return self
 
     def named(self, name: str) -> Cache:
         """This cache, as that of a named client: what is kept for it is kept apart."""
@@ -226,6 +233,8 @@ class Caching:
     async def __call__(self, request: Request, call_next: Handler, io: IO) -> Response:
         record, config = record_of(request), self.config
         mode = record.options.get("cache", config.mode)
+        if mode == "on" and record.options.get("distrust"):
+            mode = "refresh"
         if mode == "off":
             return await call_next(request)
         call = Exchange(request, call_next, io, record, mode, "", self._tally, config.max_wait)
@@ -234,7 +243,7 @@ class Caching:
         question = None if CONDITIONS & headers.keys() else self._question(request, body, record)
         if question is not None:
             content, completion = question
-            reason = "the request's body is a stream" if body is None else why_not(content)
+            reason = "the request's body is a stream" if body is None else why_not(_readable(content, body))
             if reason is not None:
                 record.emit("Cache", "passes by", reason)
                 return await call_next(request)
@@ -262,7 +271,7 @@ class Caching:
         if not chosen and form_of(request.method, request.url.path) is None:
             return None
         content = None if body is None else canonical(body)
-        completion = record.completion(request, content)
+        completion = record.completion(request, None if body is None else _readable(content, body))
         return (content, completion) if chosen or completion is not None else None
 
     # Keys
@@ -326,6 +335,11 @@ class Caching:
         if not others:
             return str(one)
         return "\n".join(difference(one, others[0])) or "the keys are the same"
+
+
+def _readable(content: Any, body: bytes) -> Any:
+    """What a body says, also where its key is taken byte by byte, since servers may read it differently."""
+    return content if isinstance(content, dict) else parse_loosely(body)
 
 
 def _plain(url: Any) -> str:

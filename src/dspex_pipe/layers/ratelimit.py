@@ -13,7 +13,7 @@ import math
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from attrs import asdict, define, evolve, field, fields, frozen
 
@@ -38,6 +38,7 @@ OnStoreError: TypeAlias = Literal["open", "closed"]
 _OPEN: OnStoreError = "open"
 _KEYS = 10_000
 _SHRINK = 0.99
+_CREDENTIALS = {"username", "password"}
 _INSTANT = 1e-6
 _logger = logging.getLogger("dspex_pipe")
 
@@ -112,11 +113,19 @@ class RedisStore:
     timeout: float = field(default=0.25, validator=seconds())
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the password in the URL."""
-        return {**asdict(self, recurse=False), "url": self._place}
+        """Without the credentials in the URL."""
+        query = [(k, v) for k, v in parse_qsl(urlsplit(self.url).query) if k not in _CREDENTIALS]
+        url = f"{self._place}?{urlencode(query)}" if query else self._place
+        return {**asdict(self, recurse=False), "url": url}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc] # validated, as at first
+
+    def __copy__(self) -> RedisStore:
+        return self  # it never changes
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RedisStore:
+        return self
 
     @property
     def _place(self) -> str:
@@ -247,7 +256,7 @@ class RateLimit:
 
     def named(self, name: str) -> RateLimit:
         """This limit, as that of a named client: in a store, its rates are its own."""
-        if self.store is None:
+        if self.store is None or self.store.prefix.endswith(f":{name}"):
             return self
         rest = {a.name: getattr(self, a.name) for a in fields(RateLimit) if a.name not in {"rates", "store"}}
         store = evolve(self.store, prefix=f"{self.store.prefix}:{name}")

@@ -59,7 +59,7 @@ class Call:
         form = FORMATS[self.config.wire]
         given: dict[str, Any] = {"deadline": self.timeout}
         if self.client.distrusts(self.content):
-            given["cache"] = "refresh"
+            given["distrust"] = True
         request: Request = client.build_request(
             "POST",
             self.config.url + form.path,
@@ -147,12 +147,13 @@ class Call:
         if isinstance(exc, Refused):
             kind = next((_REFUSALS[base] for base in _REFUSALS if isinstance(exc, base)), ProviderDown)
             raise kind(exc.reason, client=name, retry_after=exc.retry_after, trace=trace) from exc
-        if _is_of_the_library(exc):
+        of_the_library = _is_of_the_library(exc)
+        if isinstance(exc, PoolsClosed) or (of_the_library and self.client.closed):
+            raise self.client.broken_off() from exc
+        if of_the_library:
             self.client.health.failed(f"HTTP request error: {type(exc).__name__}")
             reason = f"it cannot be reached: {type(exc).__name__}"
             raise ProviderDown(reason, client=name, trace=trace) from exc
-        if isinstance(exc, PoolsClosed):
-            raise self.client.broken_off() from exc
         self.client.crashed(exc)
         reason = f"{type(exc).__name__}: {self._redacted(str(exc))}"
         raise Crashed(reason, client=name, trace=trace) from exc

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from ..chain import Middleware, guilty
-from ..io import ASYNC, IO, close_dropped
+from ..io import ASYNC, IO, close_dropped, shielded
 from ..pipeline import Pipeline
 from .call import Call
 from .completion import Completion
@@ -59,8 +59,8 @@ class Client:
         self._build()
         self._pools[0].check()
         self.under_way = UnderWay()
-        self._distrusted: set[bytes] = set()
-        self._closed = False
+        self._distrusted: dict[bytes, None] = {}  # oldest first
+        self.closed = False
         renew_after_fork(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -157,8 +157,8 @@ class Client:
             ClientDown: It was stopped, or rests.
         """
         wait = self.health.down_for()
-        if self._closed or wait is not None:
-            reason = "it was stopped" if self._closed else f"it rests: {self.health.reason}"
+        if self.closed or wait is not None:
+            reason = "it was stopped" if self.closed else f"it rests: {self.health.reason}"
             raise ClientDown(reason, client=self.name, retry_after=wait)
         with self._lock:
             if not self._pools:  # in a process that was forked
@@ -172,8 +172,7 @@ class Client:
 
     def _named(self, layers: Iterable[LayerLike]) -> list[LayerLike]:
         """The layers as those of this client: what they keep in a store is its own."""
-        named = ((layer, getattr(layer, "named", None)) for layer in layers)
-        return [layer if of is None else of(self.name) for layer, of in named]
+        return [_named(layer, self.name) for layer in layers]
 
     def breakable(self) -> AbstractContextManager[None, bool | None]:
         """Around what runs on an event loop: when the client has drained, it breaks it off."""
@@ -186,17 +185,18 @@ class Client:
 
     def distrust(self, content: bytes) -> None:
         """Ask anew, next time, what was answered with something malformed: a cache may have kept that."""
-        if "cache" in self.pipeline.known_options and len(self._distrusted) < _MOST_DISTRUSTED:
-            self._distrusted.add(hashlib.sha256(content).digest())
+        if "distrust" in self.pipeline.known_options:
+            with self._lock:
+                self._distrusted[hashlib.sha256(content).digest()] = None
+                while len(self._distrusted) > _MOST_DISTRUSTED:
+                    del self._distrusted[next(iter(self._distrusted))]
 
     def distrusts(self, content: bytes) -> bool:
         """Whether to ask anew; true once for each time that it was told."""
         if not self._distrusted:
             return False
-        digest = hashlib.sha256(content).digest()
-        known = digest in self._distrusted
-        self._distrusted.discard(digest)
-        return known
+        with self._lock:
+            return self._distrusted.pop(hashlib.sha256(content).digest(), self) is None
 
     # Life
 
@@ -269,7 +269,7 @@ class Client:
                 `ClientDown`; their connections end with their loops. A blocking call that waits for the
                 server cannot be cancelled, and goes on until its own timeout.
         """
-        self._closed = True
+        self.closed = True
         close_dropped()
         self.under_way.end(drain)
         for pools in self._pools:
@@ -278,12 +278,20 @@ class Client:
 
     async def aclose(self, drain: float = 5.0) -> None:
         """Do as `close` does, and close the connections of this event loop, too."""
-        self._closed = True
+        self.closed = True
         close_dropped()
-        await self.under_way.aend(ASYNC, drain)
-        for pools in self._pools:
-            await pools.aclose()
-        await self._switch.aclose()
+        try:
+            await self.under_way.aend(ASYNC, drain)
+        finally:
+            with shielded():
+                for pools in self._pools:
+                    await pools.aclose()
+                await self._switch.aclose()
+
+
+def _named(layer: LayerLike, name: str) -> LayerLike:
+    of: Callable[[str], LayerLike] | None = getattr(layer, "named", None)
+    return layer if isinstance(layer, type) or not callable(of) else of(name)
 
 
 def _without(pipeline: Pipeline, faulty: Middleware | None) -> Pipeline:

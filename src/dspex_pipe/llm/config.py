@@ -10,7 +10,7 @@ import attrs
 from attrs import Factory, field, frozen
 
 from .. import presets
-from ..config import check, one_of, seconds
+from ..config import called, check, one_of, seconds
 from ..pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -52,10 +52,10 @@ def a_key(instance: Any, _: Any, value: Any) -> None:
     """An attrs validator for what gives a key."""
     if value is not None and not _is_key(value):
         # not the value itself: it may be a secret all the same
-        name = getattr(instance, "_called", type(instance).__name__)
         given = "an empty string" if value == "" else type(value).__name__
         raise ValueError(
-            f"{name}(api_key=…) takes the key, Env('NAME'), or a function that returns the key, got {given}"
+            f"{called(instance)}(api_key=…) takes the key, Env('NAME'), or a function that returns the key, "
+            f"got {given}"
         )
 
 
@@ -66,14 +66,23 @@ def listed(value: Any) -> Any:
     return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes) else value
 
 
-a_url = check(
-    "a URL with http:// or https:// and no credentials, or None",
-    lambda v: v is None or (isinstance(v, str) and v.startswith(("http://", "https://")) and "@" not in v),
-)
-for_httpx = check(
-    "a mapping for httpx's clients, without timeout and base_url: these have settings of their own",
-    lambda v: isinstance(v, Mapping) and not {"timeout", "base_url"} & v.keys(),
-)
+def a_url(instance: Any, attribute: Any, value: Any) -> None:
+    """An attrs validator for where an API begins."""
+    if value is not None and not (
+        isinstance(value, str) and value.startswith(("http://", "https://")) and "@" not in value
+    ):
+        allowed = "a URL with http:// or https:// and no credentials, or None"
+        given = "one with credentials" if isinstance(value, str) and "@" in value else repr(value)
+        raise ValueError(f"{called(instance)}({attribute.name}=…) takes {allowed}, got {given}")
+
+
+def for_httpx(instance: Any, attribute: Any, value: Any) -> None:
+    """An attrs validator for what httpx's clients take; a header in it may be a secret."""
+    what = f"{called(instance)}({attribute.name}=…) takes a mapping for httpx's clients"
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{what}, got {type(value).__name__}")  # noqa: TRY004 - as for every other setting
+    if own := sorted({"timeout", "base_url"} & value.keys()):
+        raise ValueError(f"{what}, without {' and '.join(own)}: these are settings of their own")
 
 
 @frozen(kw_only=True)

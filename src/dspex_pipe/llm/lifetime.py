@@ -30,6 +30,8 @@ class UnderWay:
         self._changed = threading.Condition()
         self._waiters: list[Event] = []
         self._breakable: set[Breakable] = set()
+        self.broken_off = False
+        """Whether what ran on event loops was broken off; what does not run just now is to end itself."""
 
     def __enter__(self) -> None:
         with self._changed:
@@ -55,8 +57,10 @@ class UnderWay:
 
     async def aend(self, io: IO, drain: float) -> None:
         """Wait until there are none, in this mode; see `end`."""
-        await self._await(io.event(), drain)
-        self._break_off()
+        try:
+            await self._await(io.event(), drain)
+        finally:  # also when nobody wants to wait any longer
+            self._break_off()
         await self._await(io.event(), _LEAVING if self._breakable else 0.0)
 
     def _wait(self, seconds: float) -> None:
@@ -83,6 +87,7 @@ class UnderWay:
 
     def _break_off(self) -> None:
         """Break off what runs on event loops, whichever."""
+        self.broken_off = True
         for inside in list(self._breakable):
             inside.break_off()
 

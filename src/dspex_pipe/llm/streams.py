@@ -119,9 +119,9 @@ class Stream(_Streaming):
 
     def _open(self) -> None:
         call = self._call
-        client = call.pools().blocking()
         call.client.under_way.__enter__()
         self._begun = True
+        client = call.pools().blocking()
         response = self.response = client.send(call.request(client), stream=True)
         if not response.is_success:
             response.read()
@@ -165,6 +165,9 @@ class AsyncStream(_Streaming):
     async def __anext__(self) -> Delta:
         if self._done:
             raise StopAsyncIteration
+        if self._begun and self._call.client.under_way.broken_off:
+            await self.aclose()
+            raise self._call.client.broken_off()
         with self._call.client.breakable():
             try:
                 chunks = self._chunks or await self._open()
@@ -188,9 +191,9 @@ class AsyncStream(_Streaming):
 
     async def _open(self) -> AsyncIterator[bytes]:
         call = self._call
-        client = await call.pools().asynchronous()
         call.client.under_way.__enter__()
         self._begun = True
+        client = await call.pools().asynchronous()
         response = self.response = await client.send(call.request(client), stream=True)
         if not response.is_success:
             await response.aread()

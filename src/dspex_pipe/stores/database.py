@@ -5,15 +5,25 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from .private import private_file, private_folder, tighten
-from .secret import secret_path
+from .secret import is_secret, secret_path
 
-__all__ = ["Broken", "Connection", "connect", "identity", "is_corrupt", "set_aside", "was_ours"]
+__all__ = [
+    "Broken",
+    "Connection",
+    "alone",
+    "connect",
+    "identity",
+    "is_corrupt",
+    "may_be_replaced",
+    "set_aside",
+    "was_ours",
+]
 
 T = TypeVar("T")
 
@@ -44,7 +54,11 @@ def connect(path: Path) -> Connection:
     )
     connection.file = identity(path)
     try:
-        ours = _is_ours(connection)
+        connection.execute("BEGIN")  # one moment: another may be claiming it
+        try:
+            ours = _is_ours(connection)
+        finally:
+            connection.execute("ROLLBACK")
         _secure(path)  # before anything of ours is in it
         if not ours:
             _claim(connection)
@@ -102,21 +116,50 @@ def is_corrupt(exc: sqlite3.Error) -> bool:
 
 
 def was_ours(path: Path) -> bool:
-    """Whether a corrupt file was a cache of ours: it bears the mark, or the secret of one is beside it."""
-    with path.open("rb") as file:
-        file.seek(68)  # https://www.sqlite.org/fileformat2.html#application_id
-        mark = file.read(4)
-    return mark == _APPLICATION.to_bytes(4, "big") or secret_path(path).exists()
+    """Whether a corrupt file was a cache of ours: it bears the mark, or the secret of one is beside it.
+
+    One that is gone or empty was: it is just being begun anew.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(68)  # https://www.sqlite.org/fileformat2.html#application_id
+            mark = file.read(4)
+        empty = not path.stat().st_size
+    except FileNotFoundError:
+        return True
+    return empty or mark == _APPLICATION.to_bytes(4, "big") or is_secret(secret_path(path))
+
+
+def may_be_replaced(exc: OSError | sqlite3.Error) -> bool:
+    """Whether a file could not be opened because it is corrupt, or because another is replacing it just now.
+
+    A lock says neither, nor does an error of ours, which has no code.
+    """
+    code = getattr(exc, "sqlite_errorcode", None)
+    if code is None:
+        return isinstance(exc, FileNotFoundError)
+    return code & 0xFF not in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """One at a time, of all processes: the lock goes with its holder, whatever becomes of it."""
+    guard = sqlite3.connect(f"{path}.lock", timeout=30.0, isolation_level=None)
+    try:
+        guard.execute("BEGIN EXCLUSIVE")
+        yield
+    finally:
+        guard.close()
 
 
 def set_aside(path: Path) -> None:
     """Rename a corrupt file, and those beside it, so that a new one can be begun; an older one goes."""
+    for end in ("-wal", "-shm", ""):  # itself last: what is new must not lose what is beside it
+        with suppress(FileNotFoundError):
+            Path(f"{path}{end}").replace(f"{path}.corrupt{end}")
     _logger.warning(
         "%r is corrupt: it was set aside as %r, and a new one begun", str(path), f"{path}.corrupt"
     )
-    for end in ("", "-wal", "-shm"):
-        with suppress(FileNotFoundError):
-            Path(f"{path}{end}").replace(f"{path}.corrupt{end}")
 
 
 def identity(path: Path) -> tuple[int, int] | None:

@@ -18,7 +18,17 @@ from zlib import crc32
 from attrs import define, field, setters
 
 from ..config import whole
-from .database import Broken, Connection, connect, identity, is_corrupt, set_aside, was_ours
+from .database import (
+    Broken,
+    Connection,
+    alone,
+    connect,
+    identity,
+    is_corrupt,
+    may_be_replaced,
+    set_aside,
+    was_ours,
+)
 from .memory import Kept, MemoryStore, Recorder
 from .private import cache_path
 
@@ -85,6 +95,7 @@ class DiskStore:
         # held while the database is used, so that memory follows it in the same order
         self._lock = Lock()
         self._opened: tuple[SqliteStorage, Connection] | None = None
+        self._was_open = False
         self._closed = False
         self._rests_until = 0.0
         self._untold: Exception | None = None
@@ -191,31 +202,8 @@ class DiskStore:
 
         hishel.BaseStorage.register(DiskStore)
         self.memory.open()
-
-        def open_file() -> tuple[SqliteStorage, Connection]:
-            connection = connect(self.path)
-            try:
-                storage = hishel.SqliteStorage(
-                    connection=connection, max_size=self.max_bytes, soft_delete_ttl=_GRACE
-                )
-                connection.watched = True
-                storage.get_entries("")  # now it makes its tables, or refuses those it finds
-            except BaseException as exc:
-                connection.close()
-                failure = connection.take_failure()
-                if failure is not None and is_corrupt(failure):
-                    raise failure from exc
-                raise
-            return storage, connection
-
         try:
-            try:
-                storage, connection = open_file()
-            except sqlite3.DatabaseError as exc:
-                if not (is_corrupt(exc) and was_ours(self.path)):
-                    raise
-                set_aside(self.path)
-                storage, connection = open_file()
+            storage, connection = self._open_or_replace()
         except (OSError, sqlite3.OperationalError) as exc:
             raise ValueError(f"{str(self.path)!r} cannot be opened: {exc}") from exc
         except (sqlite3.Error, RuntimeError) as exc:
@@ -226,7 +214,42 @@ class DiskStore:
         # the error about a text that is none would quote it
         connection.text_factory = bytes
         self._opened = storage, connection
+        self._was_open = True
         return self._opened
+
+    def _open_or_replace(self) -> tuple[SqliteStorage, Connection]:
+        """Open the file; one of ours that is corrupt is set aside, and a new one begun."""
+        try:
+            return self._open_file()
+        except (OSError, sqlite3.Error) as exc:
+            if not (may_be_replaced(exc) and was_ours(self.path)):
+                raise
+        with alone(self.path):  # again: another may have replaced it
+            try:
+                return self._open_file()
+            except sqlite3.DatabaseError as exc:
+                if not is_corrupt(exc):
+                    raise
+            set_aside(self.path)
+            return self._open_file()
+
+    def _open_file(self) -> tuple[SqliteStorage, Connection]:
+        import hishel  # noqa: PLC0415 - as above
+
+        connection = connect(self.path)
+        try:
+            storage = hishel.SqliteStorage(
+                connection=connection, max_size=self.max_bytes, soft_delete_ttl=_GRACE
+            )
+            connection.watched = True
+            storage.get_entries("")  # now it makes its tables, or refuses those it finds
+        except BaseException as exc:
+            connection.close()
+            failure = connection.take_failure()
+            if failure is not None and is_corrupt(failure):
+                raise failure from exc
+            raise
+        return storage, connection
 
     def _tell(self) -> None:
         untold, self._untold = self._untold, None
@@ -243,9 +266,15 @@ class DiskStore:
         if self._closed:
             return None
         self._tell()
-        storage, connection = self._open()
         if time.monotonic() < self._rests_until:
             return None
+        try:
+            storage, connection = self._open()
+        except ValueError as exc:
+            if not self._was_open:
+                raise
+            self._rests_until = time.monotonic() + _REST
+            raise StoreFailed(str(exc)) from exc
         result, failure = None, None
         try:
             result = work(storage)
@@ -255,9 +284,7 @@ class DiskStore:
         if broken is not None:
             self.memory.clear()
             failure = broken
-            if is_corrupt(broken):
-                self._replace(connection)
-            else:
+            if not (is_corrupt(broken) and self._replace(connection)):
                 self._rests_until = time.monotonic() + _REST
         if failure is not None:
             # SQLite's own words quote nothing that is stored; others' may
@@ -265,14 +292,18 @@ class DiskStore:
             raise StoreFailed(f"{str(self.path)!r} fails: {what}") from failure
         return result
 
-    def _replace(self, connection: Connection) -> None:
-        """Begin a new file in the place of one that is corrupt, unless another process has done so."""
-        same = connection.file == identity(self.path)
+    def _replace(self, connection: Connection) -> bool:
+        """Let a new file be begun in the place of one that is corrupt; whether that may be done now."""
         connection.close()
         self._opened = None
         self._gone.clear()
-        if same:
-            set_aside(self.path)
+        try:
+            with alone(self.path):
+                if connection.file == identity(self.path):  # else another process has done so
+                    set_aside(self.path)
+        except (OSError, sqlite3.Error):
+            return False
+        return True
 
     def _change(self, id_: UUID, work: Callable[[SqliteStorage], None]) -> None:
         self._gone.add(id_)  # until the database has agreed

@@ -19,6 +19,11 @@ def secret_path(store: Path) -> Path:
     return store.with_name(f"{store.name}.key")
 
 
+def is_secret(file: Path) -> bool:
+    """Whether a file looks like a secret of ours."""
+    return file.is_file() and file.stat().st_size == _SIZE
+
+
 def load_secret(path: str | os.PathLike[str]) -> bytes:
     """Read the secret in a file, or make one if there is none.
 

@@ -1,7 +1,7 @@
 """Provider formats: what an LLM request is, and what an error body says or has to say."""
 
 from .completion import Completion, form_of, recognise
-from .document import parse
+from .document import parse, parse_loosely
 from .errors import NOT_CACHED, codes_of, error_body, error_codes
 from .limits import told_reset
 from .media import EVENT_STREAM, is_event_stream, media_type
@@ -23,6 +23,7 @@ __all__ = [
     "is_event_stream",
     "media_type",
     "parse",
+    "parse_loosely",
     "reader_for",
     "recognise",
     "told_reset",

@@ -13,7 +13,7 @@ from typing import Any
 
 from attrs import frozen
 
-from .document import parse
+from .document import parse_loosely
 
 __all__ = ["Completion", "form_of", "recognise"]
 
@@ -62,10 +62,7 @@ def recognise(method: str, path: str, content: bytes | None, document: Any = Non
         return None
     _, field, name = form
     if document is None:
-        try:
-            document = parse(content)
-        except (ValueError, RecursionError):
-            return None
+        document = parse_loosely(content)
     if not isinstance(document, dict) or not document.get(field):
         return None
     model = document.get("model")

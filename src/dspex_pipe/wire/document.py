@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-__all__ = ["parse"]
+__all__ = ["parse", "parse_loosely"]
 
 
 def parse(body: bytes) -> Any:
@@ -16,6 +16,14 @@ def parse(body: bytes) -> Any:
         RecursionError: It is nested too deeply.
     """
     return _decoder.decode(body.decode(json.detect_encoding(body), "surrogatepass"))
+
+
+def parse_loosely(body: bytes) -> Any:
+    """A JSON body as most servers read it; ``None`` when it is none."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
