@@ -549,7 +549,7 @@ def both(client, **options):
         (events(piece("a"), error="ReadError", done=False), ["a"], ProviderDown),
         (
             Reply(
-                chunks=[gzip.compress(b"".join(events(piece("a"), piece("", "stop")).chunks))],
+                chunks=[gzip.compress(b"".join(events(piece("a"), piece("", "stop")).chunks), mtime=0)],
                 headers={"content-type": "text/event-stream", "content-encoding": "gzip"},
             ),
             ["a", ""],
