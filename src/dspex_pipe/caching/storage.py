@@ -11,7 +11,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
-from attrs import frozen
+from attrs import Factory, field, frozen
 
 from ..io import drive
 from ..stores.disk import DiskStore
@@ -70,16 +70,15 @@ class Saved:
     pieces: tuple[bytes, ...]
     stored_at: float
     extensions: tuple[tuple[str, bytes], ...] = ()
+    is_stream: bool = field(
+        init=False, default=Factory(lambda self: is_event_stream(dict(self.headers)), takes_self=True)
+    )
+    """Whether it is server-sent events, and was never a body of known length."""
 
     @property
     def body(self) -> bytes:
         """The raw body, whole."""
         return b"".join(self.pieces)
-
-    @property
-    def is_stream(self) -> bool:
-        """Whether it is server-sent events, and was never a body of known length."""
-        return is_event_stream(dict(self.headers))
 
     @classmethod
     def of(cls, response: Response, pieces: tuple[bytes, ...], now: float) -> Saved:

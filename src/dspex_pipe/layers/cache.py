@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
@@ -48,6 +49,8 @@ __all__ = ["Cache"]
 Mode: TypeAlias = Literal["on", "off", "read_only", "write_only", "refresh", "only_if_cached"]
 
 
+# Callers whose digests are remembered.
+_CALLERS = 128
 # What changes the meaning of a provider's body.
 _VARY = ("anthropic-beta", "anthropic-version", "openai-beta", "openai-organization", "openai-project")
 _NEGOTIATED = ("accept", "accept-encoding", "accept-language")
@@ -199,6 +202,8 @@ class Caching:
         self.storage = Storage(_open(config.store))
         self._owned = config.store is None or isinstance(config.store, str | Path)
         self._secret = config.secret or _secret_for(self.storage.store, config)
+        # the dearest part of a key, and few callers share a client
+        self._digest = lru_cache(maxsize=_CALLERS)(self._digest_of)
         self._tally = Tally()
         self._by_content = ByContent(self.storage, config.ttl)
         self._by_rules = ByRules(
@@ -309,9 +314,12 @@ class Caching:
             return f"named {config.identity(request)}"
         if config.identity == "shared":
             return "shared"
-        userinfo = request.url.userinfo
-        digest = credential_digest(self._secret, headers, config.credentials, userinfo)
-        return f"credential {digest}"
+        return f"credential {self._digest(tuple(map(headers.get, config.credentials)), request.url.userinfo)}"
+
+    def _digest_of(self, values: tuple[str | None, ...], userinfo: bytes) -> str:
+        names = self.config.credentials
+        headers = {name: value for name, value in zip(names, values, strict=True) if value is not None}
+        return credential_digest(self._secret, headers, names, userinfo)
 
     def _disguise(self, request: Request) -> Mapping[str, str]:
         """The request's headers, with a digest in the place of each credential."""
