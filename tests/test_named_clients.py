@@ -1101,6 +1101,8 @@ def test_a_bug_in_a_nested_pipeline_is_counted_and_restarts_nothing_that_others_
         with pytest.raises(ClientDown):
             client.request("hi")
         assert Buggy.built == 1
+        status = supervisor.status()["a"]
+        assert (status["crashes"], status["restarts"]) == (3, 0)
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -248,11 +248,12 @@ class Client:
         with self._lock:
             if faulty is not None and not self.pipeline.runs(faulty):
                 return
+            nested = faulty is not None and all(s.middleware is not faulty for s in self.pipeline.steps)
             try:
                 self._switch.exchange(_without(self.pipeline, faulty))
             except Exception as exc:  # noqa: BLE001 - it cannot be built again: that is a crash, too
                 error = exc
-        self.health.crashed(error)
+        self.health.crashed(error, restarted=not nested)
 
     def renew(self) -> None:
         """Begin anew in a process that was forked: what is here is the parent's, its sockets and locks."""

@@ -127,16 +127,22 @@ class Health:
         with self._lock:
             return self._intensity.down_for(self._now())
 
-    def crashed(self, error: BaseException) -> None:
-        """Count a crash, and lie down if it is one too many."""
+    def crashed(self, error: BaseException, *, restarted: bool = True) -> None:
+        """Count a crash, and lie down if it is one too many.
+
+        Args:
+            error: What happened.
+            restarted: Whether anything begins anew.
+        """
         reason = type(error).__name__
         with self._lock:
             self._crashes += 1
             self.reason = reason
             up = self._intensity.down_for(self._now()) is None and self._intensity.crash(self._now())
-            self._restarts += up
+            self._restarts += up and restarted
         self.tell("crashed", reason)
-        self.tell("restarted" if up else "down", reason)
+        if restarted or not up:
+            self.tell("restarted" if up else "down", reason)
 
     def failed(self, what: str) -> None:
         """Log a call that failed as calls do; it is no crash."""
