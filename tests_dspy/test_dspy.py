@@ -9,7 +9,6 @@ import gc
 import json
 import os
 import pickle
-import re
 import subprocess
 import sys
 import threading
@@ -48,8 +47,7 @@ from dspex_pipe.llm.dspy import LM, Engine, lm, service
 from dspex_pipe.llm.dspy.gateway import gateway
 from dspex_pipe.llm.lifetime import renew_all
 from provider import Provider
-
-ROOT = Path(__file__).parent.parent
+from snippets import ROOT, snippets_of
 
 
 @pytest.fixture
@@ -520,8 +518,7 @@ def test_a_whole_program_saved_runs_elsewhere(make, provider, tmp_path, monkeypa
 
 # The documentation, and the example
 
-GUIDE = (ROOT / "docs" / "dspy.md").read_text(encoding="utf-8")
-SNIPPETS = re.findall(r"^```python\n(.*?)^```", GUIDE, re.DOTALL | re.MULTILINE)
+SNIPPETS = [snippet.values[1] for snippet in snippets_of(ROOT / "docs" / "dspy.md")]
 
 
 def test_the_guides_snippets_run_one_after_another(provider, monkeypatch, tmp_path):

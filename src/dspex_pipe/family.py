@@ -25,6 +25,7 @@ __all__ = [
     "content_of",
     "create_ssl_context",
     "family_of",
+    "family_of_error",
     "load",
     "named",
     "respond",
@@ -199,6 +200,15 @@ def family_of(thing: object) -> Family:
         else:
             raise TypeError(f"{cls.__module__}.{cls.__qualname__} is of neither httpx nor httpx2")
     return family
+
+
+def family_of_error(error: BaseException) -> Family | None:
+    """The family of an error of httpx or httpx2; ``None`` for any other."""
+    try:
+        family = family_of(error)
+    except TypeError:
+        return None
+    return family if isinstance(error, family.module.HTTPError) else None
 
 
 def content_of(request: Request) -> bytes | None:

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, TypeVar, overload
 
@@ -125,7 +126,8 @@ class Pipeline:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """It is pickled as what it is made of, and begins anew where it is loaded: state is no part of it."""
-        return _again, (self.layers, self.on_event, dict(self._meanings))
+        meanings = dict(self._meanings)
+        return partial(Pipeline, self.layers, on_event=self.on_event, meanings=meanings), ()
 
     def runs(self, middleware: Middleware) -> bool:
         """Whether a running layer is one of these, or of those of a pipeline among them."""
@@ -355,12 +357,6 @@ class _Rebuilt(Pipeline):
                 self._kept.remove(pair)
                 return pair[1]
         return None
-
-
-def _again(
-    layers: Iterable[LayerLike], on_event: OnEvent | None, meanings: Mapping[str | int, Meaning]
-) -> Pipeline:
-    return Pipeline(layers, on_event=on_event, meanings=meanings)
 
 
 def close_steps(steps: Iterable[Step]) -> None:

@@ -134,8 +134,10 @@ class Storage:
         # what can be asked without leaving the event loop, and without a detour through entries; no subclass,
         # which may want to know what is asked of it
         self._memory: MemoryStore | None = None
-        if type(store) is MemoryStore or type(store) is DiskStore:
-            self._memory = store if isinstance(store, MemoryStore) else store.memory
+        if type(store) is MemoryStore:
+            self._memory = store
+        elif type(store) is DiskStore:
+            self._memory = store.memory
         self._warned = False
 
     async def find(self, key: str, io: IO) -> list[Saved]:

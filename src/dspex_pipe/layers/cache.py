@@ -247,8 +247,8 @@ class Caching:
         # who asks for a part, or whether something has changed, wants no answer that another had
         question = None if CONDITIONS & headers.keys() else self._question(request, body, record)
         if question is not None:
-            content, completion = question
-            reason = "the request's body is a stream" if body is None else why_not(_readable(content, body))
+            content, said, completion = question
+            reason = "the request's body is a stream" if body is None else why_not(said)
             if reason is not None:
                 record.emit("Cache", "passes by", reason)
                 return await call_next(request)
@@ -259,7 +259,7 @@ class Caching:
             if body != b"":
                 record.emit("Cache", "passes by", f"a {request.method} with a body")
                 return await call_next(request)
-            call.key = self._page_key(request, request.method, _plain(request.url))
+            call.key = self._page_key(request, request.method, _plain(request.url), headers)
             return await self._by_rules.answer(call)
         response = await call_next(request)
         await self._by_rules.forget(call, response)
@@ -267,17 +267,19 @@ class Caching:
 
     def _question(
         self, request: Request, body: bytes | None, record: Record
-    ) -> tuple[Any, Completion | None] | None:
-        """The content and the format of a request that is kept by content; ``None`` for all others."""
+    ) -> tuple[Any, Any, Completion | None] | None:
+        """Of a request that is kept by content: its content, what it says, and its format."""
         config = self.config
         chosen = (config.match is not None and config.match(request)) or (
             config.ttl is not None and request.method == "GET"
         )
         if not chosen and form_of(request.method, request.url.path) is None:
             return None
-        content = None if body is None else canonical(body)
-        completion = record.completion(request, None if body is None else _readable(content, body))
-        return (content, completion) if chosen or completion is not None else None
+        content = said = None if body is None else canonical(body)
+        if body is not None and not isinstance(content, dict):
+            said = parse_loosely(body)  # its key is taken byte by byte, since servers may read it differently
+        completion = record.completion(request, said)
+        return (content, said, completion) if chosen or completion is not None else None
 
     # Keys
 
@@ -297,10 +299,12 @@ class Caching:
         # a page that is kept for a fixed time still comes in several languages and types
         return (*self.config.vary, *_NEGOTIATED) if request.method == "GET" else self.config.vary
 
-    def _page_key(self, request: Request, method: str, url: str) -> str:
+    def _page_key(
+        self, request: Request, method: str, url: str, headers: Mapping[str, str] | None = None
+    ) -> str:
         """The key of what HTTP's rules keep for whoever sends this request."""
         kind = "shared" if self.config.shared else "private"
-        identity = self._identity(request, plain_headers(request))
+        identity = self._identity(request, plain_headers(request) if headers is None else headers)
         return key_parts(method, url, canonical(b""), identity=f"{kind} {identity}").digest
 
     def _identity(self, request: Request, headers: Mapping[str, str]) -> str:
@@ -343,11 +347,6 @@ class Caching:
         if not others:
             return str(one)
         return "\n".join(difference(one, others[0])) or "the keys are the same"
-
-
-def _readable(content: Any, body: bytes) -> Any:
-    """What a body says, also where its key is taken byte by byte, since servers may read it differently."""
-    return content if isinstance(content, dict) else parse_loosely(body)
 
 
 def _plain(url: Any) -> str:

@@ -258,8 +258,11 @@ class RateLimit:
         """This limit, as that of a named client: in a store, its rates are its own."""
         if self.store is None or self.store.prefix.endswith(f":{name}"):
             return self
+        return self.with_store(evolve(self.store, prefix=f"{self.store.prefix}:{name}"))
+
+    def with_store(self, store: RedisStore | None) -> RateLimit:
+        """The same limit, but kept there."""
         rest = {a.name: getattr(self, a.name) for a in fields(RateLimit) if a.name not in {"rates", "store"}}
-        store = evolve(self.store, prefix=f"{self.store.prefix}:{name}")
         return RateLimit(*self.rates, store=store, **rest)
 
     def build(self) -> RateLimiter:

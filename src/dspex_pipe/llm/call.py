@@ -12,7 +12,7 @@ from .. import errors as refusals
 from ..chain import never_began
 from ..errors import Refused
 from ..events import explain
-from ..family import family_of
+from ..family import family_of_error
 from ..io import BLOCKING
 from ..layers.logging import safe
 from ..options import options as call_options
@@ -147,7 +147,7 @@ class Call:
         if isinstance(exc, Refused):
             kind = next((_REFUSALS[base] for base in _REFUSALS if isinstance(exc, base)), ProviderDown)
             raise kind(exc.reason, client=name, retry_after=exc.retry_after, trace=trace) from exc
-        of_the_library = _is_of_the_library(exc)
+        of_the_library = family_of_error(exc) is not None
         if isinstance(exc, PoolsClosed) or (of_the_library and self.client.closed):
             raise self.client.broken_off() from exc
         if of_the_library:
@@ -161,13 +161,6 @@ class Call:
     def _redacted(self, text: str) -> str:
         """Text from outside, on one line; the key goes before it is cut, or half of it could stay."""
         return safe(text.replace(self.key, "[key]")[:1000])
-
-
-def _is_of_the_library(exc: Exception) -> bool:
-    try:
-        return isinstance(exc, family_of(exc).module.HTTPError)
-    except TypeError:
-        return False
 
 
 def is_cached(response: Response) -> bool:

@@ -16,7 +16,7 @@ from ..pipeline import Pipeline
 if TYPE_CHECKING:
     from ..pipeline import LayerLike
 
-__all__ = ["ClientConfig", "Env", "Wire", "a_key", "a_url", "for_httpx", "listed"]
+__all__ = ["ClientConfig", "Env", "Wire", "a_key", "a_url", "for_httpx", "is_plain_url", "listed"]
 
 Wire: TypeAlias = Literal["openai", "responses", "anthropic"]
 _OPENAI: Wire = "openai"
@@ -66,11 +66,14 @@ def listed(value: Any) -> Any:
     return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes) else value
 
 
+def is_plain_url(value: Any) -> bool:
+    """Whether this is where an API may begin: a URL of HTTP, without credentials."""
+    return isinstance(value, str) and value.startswith(("http://", "https://")) and "@" not in value
+
+
 def a_url(instance: Any, attribute: Any, value: Any) -> None:
     """An attrs validator for where an API begins."""
-    if value is not None and not (
-        isinstance(value, str) and value.startswith(("http://", "https://")) and "@" not in value
-    ):
+    if value is not None and not is_plain_url(value):
         allowed = "a URL with http:// or https:// and no credentials, or None"
         given = "one with credentials" if isinstance(value, str) and "@" in value else repr(value)
         raise ValueError(f"{called(instance)}({attribute.name}=…) takes {allowed}, got {given}")
@@ -104,10 +107,7 @@ class ClientConfig:
     """
 
     model: str = field(validator=check("a name", lambda v: isinstance(v, str) and v != ""))
-    base_url: str | None = field(
-        default=None,
-        validator=a_url,
-    )
+    base_url: str | None = field(default=None, validator=a_url)
     api_key: str | Env | Callable[[], str] | None = field(default=None, repr=False, eq=False, validator=a_key)
     wire: Wire = field(
         default=_OPENAI,  # pyright: ignore[reportAssignmentType] # attrs' stub widens it to str

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from attrs import frozen
 
@@ -20,6 +20,8 @@ from .completion import Completion, Delta, ToolCall
 __all__ = ["FORMATS", "Format", "Malformed", "Messages"]
 
 Messages: TypeAlias = "str | Sequence[Mapping[str, Any]]"
+
+T = TypeVar("T")
 
 _VERSION = "2023-06-01"
 _MAX_TOKENS = 4096
@@ -70,10 +72,7 @@ class Format:
         Raises:
             Malformed: It has not the documented shape.
         """
-        try:
-            return self.completion(document)
-        except (KeyError, TypeError, IndexError, AttributeError) as exc:
-            raise Malformed(f"an answer without the shape of {self.name}: {exc!r}") from exc
+        return self._shaped("an answer", self.completion, document)
 
     def piece(self, document: Any) -> Delta | None:
         """A delta out of the JSON of an event.
@@ -81,10 +80,13 @@ class Format:
         Raises:
             Malformed: It has not the documented shape.
         """
+        return self._shaped("an event", self.delta, document)
+
+    def _shaped(self, what: str, read: Callable[[Any], T], document: Any) -> T:
         try:
-            return self.delta(document)
+            return read(document)
         except (KeyError, TypeError, IndexError, AttributeError) as exc:
-            raise Malformed(f"an event without the shape of {self.name}: {exc!r}") from exc
+            raise Malformed(f"{what} without the shape of {self.name}: {exc!r}") from exc
 
 
 def as_messages(messages: Messages) -> list[Mapping[str, Any]]:

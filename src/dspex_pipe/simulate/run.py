@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import stamina
-from attrs import evolve, fields
+from attrs import evolve
 
 from ..body import aclose
 from ..events import Event, OnEvent
@@ -85,9 +85,8 @@ def _alone(layer: Any) -> Any:
         return _fresh(layer)
     if isinstance(layer, Cache):
         return evolve(layer, store=None)
-    if isinstance(layer, RateLimit) and layer.store is not None:
-        named = {a.name: getattr(layer, a.name) for a in fields(RateLimit) if a.name != "rates"}
-        return RateLimit(*layer.rates, **{**named, "store": None})
+    if isinstance(layer, RateLimit):
+        return layer.with_store(None)
     return layer
 
 

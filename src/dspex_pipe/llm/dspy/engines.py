@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, closing, contextmanager
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import dspy  # pyright: ignore[reportMissingImports]
 from dspy.clients.engines.lm15_engine import (  # pyright: ignore[reportMissingImports]
@@ -29,9 +29,19 @@ __all__ = ["AsyncEngine", "Engine"]
 
 
 class _Shared:
-    """What both engines have in common: they are shared by copies, and travel without secrets."""
+    """What both engines have in common: they are shared by copies, and travel without secrets.
 
-    service: Service
+    Args:
+        service: What an engine shares with the other one and with all copies.
+    """
+
+    _transport: ClassVar[type[Transport | AsyncTransport]]
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        config: Any = _config(service, self._transport(service))
+        # dspy's engine is the next class
+        super().__init__(config, model_type=service.spec.model_type)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
@@ -54,20 +64,13 @@ class _Shared:
         Raises:
             LookupError: There is none in this process, or there are several that differ.
         """
-        return cls(find(state["name"], state["model_type"]))  # type: ignore[call-arg] # of the engines below
+        return cls(find(state["name"], state["model_type"]))
 
 
 class Engine(_Shared, LM15Engine):  # type: ignore[misc] # untyped here
-    """The blocking engine.
+    """The blocking engine."""
 
-    Args:
-        service: What it shares with the other engine and with all copies.
-    """
-
-    def __init__(self, service: Service) -> None:
-        self.service = service
-        config = _config(service, Transport(service))
-        super().__init__(config, model_type=service.spec.model_type)  # pyright: ignore[reportCallIssue]
+    _transport = Transport
 
     def complete(self, request: Any) -> Any:
         """Ask for a whole answer."""
@@ -117,16 +120,9 @@ class Engine(_Shared, LM15Engine):  # type: ignore[misc] # untyped here
 
 
 class AsyncEngine(_Shared, AsyncLM15Engine):  # type: ignore[misc] # untyped here
-    """The engine for event loops; each has connections of its own.
+    """The engine for event loops; each has connections of its own."""
 
-    Args:
-        service: What it shares with the other engine and with all copies.
-    """
-
-    def __init__(self, service: Service) -> None:
-        self.service = service
-        config = _config(service, AsyncTransport(service))
-        super().__init__(config, model_type=service.spec.model_type)  # pyright: ignore[reportCallIssue]
+    _transport = AsyncTransport
 
     async def complete(self, request: Any) -> Any:
         """Ask for a whole answer."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from urllib.parse import urlsplit
 
+from ..config import is_plain_url
+
 __all__ = ["gateway"]
 
 # Their addresses hold names of regions and resources, which dspy reads from variables of its own.
@@ -38,7 +40,7 @@ def gateway(model: str, provider: str) -> str | None:
 
 
 def _checked(variable: str, url: str) -> str:
-    if not url.startswith(("http://", "https://")) or "@" in url:
+    if not is_plain_url(url):
         # not the value itself: it may hold a password
         raise ValueError(f"{variable} takes a URL with http:// or https:// and no credentials")
     return url

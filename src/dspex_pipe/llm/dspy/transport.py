@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dspy import lm15  # pyright: ignore[reportMissingImports]
 
 from ...errors import Refused
-from ...family import family_of
+from ...family import family_of_error
 from ...wire import NOT_CACHED, error_codes
 from ..pools import PoolsClosed
 from .asked import asked
@@ -128,15 +128,8 @@ def _told() -> Iterator[None]:
     except PoolsClosed as exc:
         raise lm15.ConfigurationError("the LM was closed: make a new one") from exc
     except Exception as exc:
-        if (error := _of_the_library(exc)) is None:
+        family = family_of_error(exc)
+        if family is None:
             raise
-        raise error from exc
-
-
-def _of_the_library(exc: Exception) -> Exception | None:
-    try:
-        family = family_of(exc)
-    except TypeError:
-        return None
-    kind = lm15.TimeoutError if isinstance(exc, family.TimeoutException) else lm15.TransportError
-    return kind(f"{type(exc).__name__}: {exc}") if isinstance(exc, family.module.HTTPError) else None
+        kind = lm15.TimeoutError if isinstance(exc, family.TimeoutException) else lm15.TransportError
+        raise kind(f"{type(exc).__name__}: {exc}") from exc
