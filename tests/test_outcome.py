@@ -27,7 +27,8 @@ from dspex_pipe.outcome import (
     surely_unsent,
     verdict,
 )
-from dspex_pipe.waits import refilled_in, told_to_retry, told_wait
+from dspex_pipe.waits import held_for, refilled_in, told_to_retry, told_wait
+from dspex_pipe.wire import Pace
 
 NOW = 1_750_000_000.0
 
@@ -409,6 +410,49 @@ def test_a_spent_limit_says_when_it_is_full_again(http, headers, wait):
     )
 
 
+FULL = {
+    **OPENAI,
+    "x-ratelimit-limit-requests": "500",
+    "x-ratelimit-reset-requests": "1m0s",
+    "x-ratelimit-limit-tokens": "90000",
+    "x-ratelimit-remaining-tokens": "45000",
+    "x-ratelimit-reset-tokens": "30s",
+}
+SPENT_TOKENS = {
+    "anthropic-ratelimit-requests-limit": "50",
+    "anthropic-ratelimit-requests-remaining": "49",
+    "anthropic-ratelimit-requests-reset": "2025-06-15T15:06:42Z",
+    "anthropic-ratelimit-input-tokens-limit": "30000",
+    "anthropic-ratelimit-input-tokens-remaining": "0",
+    "anthropic-ratelimit-input-tokens-reset": "2025-06-15T15:07:40Z",
+    "retry-after": "4",
+}
+
+
+@pytest.mark.parametrize(
+    ("headers", "codes", "held"),
+    [
+        (FULL, (), (0.12, Pace(0.12, True))),
+        ({**FULL, "retry-after-ms": "50"}, (), (0.05, Pace(0.12, True))),
+        ({**FULL, "retry-after": "2"}, ("tokens",), (2, Pace(2, False))),
+        ({**FULL, "retry-after": "20"}, ("tokens",), (20, Pace(6, False))),
+        (FULL, ("tokens",), (None, None)),
+        ({**FULL, "x-ratelimit-limit-requests": ""}, (), (None, None)),
+        ({**FULL, "x-ratelimit-limit-requests": "-1"}, (), (None, None)),
+        ({**FULL, "x-ratelimit-reset-requests": "0s"}, ("rate_limit_exceeded",), (None, None)),
+        ({**FULL, "x-ratelimit-remaining-requests": "900"}, ("requests",), (None, None)),
+        (SPENT_TOKENS, ("rate_limit_error",), (4, Pace(4, False))),
+        ({"retry-after": "4"}, ("requests",), (4, None)),
+        ({}, (), (None, None)),
+    ],
+    ids=repr,
+)
+def test_a_refusal_tells_how_long_to_wait_and_how_far_apart_to_go_then(http, headers, codes, held):
+    wait, pace = held_for(http.Headers(headers), 1_750_000_000.0, codes)
+    assert wait == (None if held[0] is None else pytest.approx(held[0]))
+    assert pace == (None if held[1] is None else pytest.approx(held[1]))
+
+
 @given(st.text() | st.from_regex(r"\A(\d{1,20}(\.\d+)?(h|m|s|ms|us|ns)?)*\Z"), st.text())
 def test_whatever_these_headers_say_a_wait_is_none_or_positive(duration, moment):
     headers = {
@@ -419,3 +463,5 @@ def test_whatever_these_headers_say_a_wait_is_none_or_positive(duration, moment)
     }
     wait = refilled_in(headers, NOW)
     assert wait is None or 0 < wait < math.inf
+    _, pace = held_for({**headers, "x-ratelimit-limit-requests": "60"}, NOW, ())
+    assert pace is None or 0 < pace.gap < math.inf

@@ -316,6 +316,55 @@ def test_the_gate_goes_by_what_the_answer_means(world, status, headers, code, wa
     world.run(main)
 
 
+def told(size, left, reset, *, unit="requests", **more):
+    """A 429 of OpenAI's, with one limit."""
+    headers = {
+        f"x-ratelimit-limit-{unit}": size,
+        f"x-ratelimit-remaining-{unit}": left,
+        f"x-ratelimit-reset-{unit}": reset,
+        **more,
+    }
+    error = {"type": unit, "code": "rate_limit_exceeded"}
+    return Reply(status=429, headers=headers, json={"error": error})
+
+
+@pytest.mark.parametrize(
+    ("reply", "went"),
+    [
+        # ten a second, for as long as it takes
+        (told("600", "0", "1m0s", **{"retry-after-ms": "500"}), [0.5 + n / 10 for n in range(60)]),
+        # the same, of which a second's worth is allowed at once; and no word of when to come back
+        (told("600", "590", "1s"), [0.1 + n / 10 for n in range(60)]),
+        # a call lacked the tokens that come in within a second
+        (told("60000", "300", "59.7s", unit="tokens", **{"retry-after": "1"}), [1, 2, 2.99, 3.9701]),
+        # nobody takes more than a tenth of the tokens
+        (told("60000", "0", "1m", unit="tokens", **{"retry-after": "30"}), [30, 36, 41.94]),
+        (told("60000", "0", "1m", unit="tokens"), [0, 0, 0]),
+        # fifty a day: no pace to go at
+        (told("50", "0", "24h", **{"retry-after": "2"}), [2, 2.02, 2.0398]),
+    ],
+    ids=["ten a second", "a second's worth", "tokens", "many tokens", "tokens, no word", "a day's"],
+)
+def test_after_a_429_that_tells_its_limit_calls_go_as_fast_as_that_fills(world, reply, went):
+    async def main():
+        io = VirtualIO()
+        at = []
+
+        async def seen(request, call_next, io):
+            at.append(io.now())
+            return await call_next(request)
+
+        script = Script(reply, *[200] * len(went), io=io)
+        async with world.client([RateLimit(), seen], transport=script, io=io) as client:
+            await client.get(URL)
+            for _ in went:
+                await client.get(URL)
+        return at
+
+    # one after the other, so that each waits for its own place
+    assert world.run(main)[1:] == pytest.approx(went)
+
+
 def test_the_gate_refuses_at_once_what_cannot_wait():
     rig = Rig(RateLimit(max_wait=5, max_queue=2), TOO_MANY, 200)
     results = rig.run(

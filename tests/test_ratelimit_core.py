@@ -18,6 +18,7 @@ from pyrate_limiter import Duration, Rate
 
 from dspex_pipe.layers.ratelimit import Line, RateLimit, RedisStore, Waiter, patience
 from dspex_pipe.stores.rates import MemoryRates, Schedule, Slot
+from dspex_pipe.wire import Pace
 
 INF = math.inf
 
@@ -442,6 +443,35 @@ def test_no_pace_lets_all_go_together():
     line = Line(0.0)
     line.shut(10.0, 0.0)
     assert [enter(line, 1.0).place for _ in range(3)] == [10, 10, 10]
+
+
+def test_a_pace_that_is_told_is_kept_for_as_long_as_anybody_waits():
+    line = Line(0.05)
+    line.shut(10.0, 0.0, Pace(0.5, steady=True))
+    for _ in range(300):
+        enter(line, 0.0)
+    assert places(line)[-1] == 10 + 299 * 0.5
+    assert enter(line, 80.0).place == 160  # long after all would be calm, were nobody here
+    assert not Line(0.05).is_armed(0.0)
+
+
+def test_a_pace_that_is_guessed_grows_faster_until_it_is_told_anew():
+    line = Line(0.05)
+    line.shut(10.0, 0.0, Pace(2.0, steady=False))
+    waiting = [enter(line, 0.0) for _ in range(3)]
+    assert [w.place for w in waiting] == pytest.approx([10, 12, 13.98])
+    line.shut(20.0, 1.0, Pace(1.0, steady=True))
+    assert [w.place for w in waiting] == [20, 21, 22]
+    line.shut(30.0, 1.0)  # and one that tells nothing is as any other
+    assert [w.place for w in waiting] == pytest.approx([30, 30.05, 30.0995])
+
+
+def test_a_told_pace_is_over_when_nobody_waited_for_a_hundred_gaps():
+    line = Line(0.05)
+    line.shut(10.0, 0.0, Pace(0.5, steady=True))
+    assert line.is_armed(59.9)
+    assert not line.is_armed(60.0)
+    assert [enter(line, 60.0).place for _ in range(2)] == [60, 60]
 
 
 def test_a_place_given_up_at_the_end_is_the_next_ones():

@@ -60,7 +60,7 @@ from dspex_pipe.simulate import (
 from dspex_pipe.simulate.bucket import Bucket
 from dspex_pipe.simulate.workload import call_of
 from dspex_pipe.testing import Script, VirtualIO, check_layer
-from dspex_pipe.waits import refilled_in, told_wait
+from dspex_pipe.waits import held_for, refilled_in, told_wait
 
 FEW = Workload(rate=2, duration=30)
 
@@ -143,7 +143,7 @@ def test_answers_take_the_times_that_the_model_has():
 
 def test_a_429_tells_what_our_own_readers_understand_and_keeps_its_word():
     io = VirtualIO()
-    _, seen = answers_of(ProviderModel(rpm=60, burst=10, refusal_cost=0), Workload(rate=4, duration=30))
+    _, seen = answers_of(ProviderModel(rpm=60, refusal_cost=0), Workload(rate=4, duration=60))
     refused = [each for each in seen if each[2].status_code == 429]
     assert 30 < len(refused) < len(seen) - 30
     for _, _, response in refused:
@@ -152,7 +152,8 @@ def test_a_429_tells_what_our_own_readers_understand_and_keeps_its_word():
         assert document(response)["error"]["code"] == "rate_limit_exceeded"
         assert response.headers["x-ratelimit-limit-requests"] == "60"
         assert response.headers["x-ratelimit-remaining-requests"] == "0"
-        assert wait < refilled_in(response.headers, io.wall()) <= 10
+        assert wait < refilled_in(response.headers, io.wall()) <= 60
+        assert held_for(response.headers, io.wall(), ())[1] == pytest.approx((1, True), rel=0.02)
     # who sends again when told to, and is alone, gets in
     report, _ = answers_of(ProviderModel(rpm=60, burst=0), Workload(workers=1, think=0.001), [SdkRetry()])
     assert report.failures == {}
@@ -896,17 +897,31 @@ def test_outage_callers_are_told_at_once_and_the_provider_is_left_alone(seed):
     assert ours.changes[-1].at < 180 + 60
 
 
-def test_storm_a_stack_that_knows_the_limit_has_no_storm():
-    ours, sdk = report_of("storm", "ours"), in_trouble("storm", "SDK retry")
+@pytest.mark.parametrize("seed", [0, 1])
+def test_storm_the_429s_tell_the_limit_and_then_there_are_none(seed):
+    ours, sdk = report_of("storm", "ours", seed), in_trouble("storm", "SDK retry")
     assert ours.amplification <= 1.05
-    assert min(ours.goodput, in_trouble("storm", "ours").goodput) >= 0.95
+    assert min(ours.goodput, ours.during(*SCENARIOS["storm"].trouble).goodput) >= 0.95
     assert ours.failures == {}
     assert sdk.amplification == pytest.approx(3, abs=0.1)
     assert sdk.goodput < 0.1
-    # without the limit, the budget still bounds what retries add, and the gate still lets some through
-    plain = in_trouble("storm", "presets.llm()")
-    assert plain.amplification <= 1.25
-    assert plain.goodput > 0.4
+
+
+@pytest.mark.parametrize("known", [{"rpm": 600, "burst": 1}, {"rpm": 600, "tells_wait": False}], ids=repr)
+def test_storm_however_the_limit_works_and_is_told(known):
+    report = simulate(presets.llm(), ProviderModel(**known), Workload(workers=50, duration=60))
+    assert report.goodput > 0.95
+    assert sum(report.failures.values()) < 50  # of those who all begin at once, before anything is told
+    assert report.during(10, 60).failures == {}
+    assert report.amplification <= 1.1
+
+
+def test_storm_of_tokens_is_paced_by_what_calls_lack():
+    report = simulate(presets.llm(), ProviderModel(tpm=600_000), Workload(workers=50, duration=120))
+    sdk = simulate([SdkRetry()], ProviderModel(tpm=600_000), Workload(workers=50, duration=120))
+    assert report.goodput > 0.95
+    assert report.amplification <= 1.25
+    assert sum(report.failures.values()) < sum(sdk.failures.values()) / 10
 
 
 def test_brown_out_retries_make_up_for_it_within_their_budget():

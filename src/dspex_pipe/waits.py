@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-from .wire import told_reset
+from .wire import Pace, told_pace, told_reset
 
-__all__ = ["refilled_in", "told_to_retry", "told_wait", "wait_headers"]
+__all__ = ["held_for", "refilled_in", "told_to_retry", "told_wait", "wait_headers"]
 
 
 def told_to_retry(headers: Mapping[str, str]) -> bool | None:
@@ -46,6 +46,23 @@ def refilled_in(headers: Mapping[str, str], wall: float) -> float | None:
     that makes sense. The arguments are those of `told_wait`.
     """
     return told_reset(headers, _sent(headers, wall))
+
+
+def held_for(
+    headers: Mapping[str, str], wall: float, codes: Collection[str]
+) -> tuple[float | None, Pace | None]:
+    """Seconds that a throttled call must wait, and how far apart calls must go after that, as far as told.
+
+    Args:
+        headers: The response's headers.
+        wall: Seconds since the epoch, for a response without a ``Date``.
+        codes: The codes of its error, which may name the limit.
+    """
+    wait = told_wait(headers, wall)
+    pace = told_pace(headers, _sent(headers, wall), wait, codes)
+    if wait is None and pace is not None:
+        wait = pace.gap  # by then there is room for one call
+    return wait, pace
 
 
 def wait_headers(seconds: float) -> dict[str, str]:

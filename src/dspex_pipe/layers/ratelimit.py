@@ -3,7 +3,7 @@
 Two things hold a call back here. The *rates*: GCRA (ITU-T I.371, Annex A), kept by pyrate-limiter's state
 store or in Redis (``stores/rates.py``); a call is given its slot when it asks, and sleeps once. And the
 *gate*: a 429 (RFC 6585 §4) that says how long to wait holds its key for everybody, once, and then lets
-them go one after the other.
+them go one after the other, as fast as its limit fills up, where the 429 tells that, too.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from ..config import check, one_of, optional, seconds, whole
 from ..errors import RateLimited
 from ..events import Record, record_of
 from ..keys import server_key
-from ..outcome import Meaning, read_answer
+from ..outcome import Answer, Meaning, read_answer
 from ..table import Table
-from ..waits import told_wait
+from ..waits import held_for
+from ..wire import Pace
 
 if TYPE_CHECKING:
     from ..chain import Handler
@@ -163,9 +164,12 @@ class RateLimit:
     are throttled; a spent quota is no such thing) whose ``retry-after`` or ``retry-after-ms`` names a wait
     holds all calls of its key for so long; several at once hold it until the latest, they do not add up. Then
     the calls go one after the other, at most ``gate_pace`` apart at first and each gap 1 % shorter, so that
-    any queue is through within the time that the 429 asked for, and at most 100 times ``gate_pace``. The 429
-    itself is handed up; a `Retry` above decides about it. An error event in a stream names no wait, and shuts
-    nothing. The gate belongs to this process, also where the store is shared.
+    any queue is through within the time that the 429 asked for, and at most 100 times ``gate_pace``. But if
+    the headers of the 429 tell how fast its limit fills up, as those of OpenAI and Anthropic do, they go as
+    fast as that: evenly, where requests are limited, for as long as any wait here; where tokens are, of which
+    a call takes few or many, 1 % faster each time. The 429 itself is handed up; a `Retry` above decides about
+    it. An error event in a stream names no wait, and shuts nothing. The gate belongs to this process, also
+    where the store is shared.
 
     Args:
         rates: ``pyrate_limiter.Rate(limit, interval, burst)``, interval in milliseconds; all must hold. Up to
@@ -179,8 +183,8 @@ class RateLimit:
         weight: Units that a call takes of every rate: a number, or a function of the request.
         store: ``None`` for this process, or a `RedisStore`.
         on_store_error: ``"open"`` lets calls pass while the store gives no answer, ``"closed"`` refuses them.
-        gate_cap: Seconds that a 429 holds its key at most, whatever it says.
-        gate_pace: Seconds between the first calls after that, at most.
+        gate_cap: Seconds that a 429 holds its key at most, whatever it says; and that calls go apart at most.
+        gate_pace: Seconds between the first calls after that, at most, if the 429 tells nothing about it.
 
     Raises:
         ValueError: From a call, when ``key`` returns no string, or ``weight`` no whole number from 1 on.
@@ -298,6 +302,7 @@ class Line:
         self._calm = -math.inf
         self.waiters: dict[Waiter, None] = {}  # a set that keeps its order
         self._after = (-math.inf, pace)  # as a waiter's: behind the last who went through
+        self._shrink = _SHRINK
 
     def enter(self, waiter: Waiter, now: float) -> None:
         """Join at the end; the waiter learns its place."""
@@ -311,15 +316,23 @@ class Line:
         if went:
             self._after = max(self._after, waiter.after)
 
-    def shut(self, until: float, now: float) -> None:
-        """Let nobody through before then, and give all who are here a new place, in their order."""
+    def shut(self, until: float, now: float, pace: Pace | None = None) -> None:
+        """Let nobody through before then, and give all who are here a new place, in their order.
+
+        Args:
+            until: Seconds.
+            now: Seconds.
+            pace: How far apart they must go after that, if that is told.
+        """
         if until <= self.opens:
             return
         self.opens = until
-        # the gaps add up to no more than the wait itself: a short one must not slow a busy key down for long
-        pace = min(self.pace, (until - now) * (1 - _SHRINK))
-        self._calm = until + pace / (1 - _SHRINK)
-        after = self._after = (until, pace)
+        if pace is None:
+            # the gaps add up to no more than the wait: a short one must not slow a busy key down for long
+            pace = Pace(min(self.pace, (until - now) * (1 - _SHRINK)), steady=False)
+        self._shrink = 1.0 if pace.steady else _SHRINK
+        self._calm = until + pace.gap / (1 - _SHRINK)
+        after = self._after = (until, pace.gap)
         for waiter in self.waiters:
             self._place(waiter, after, now)
             after = waiter.after
@@ -333,7 +346,7 @@ class Line:
         free, gap = after
         if now < max(self._calm, free):
             waiter.place = max(now, free)
-            waiter.after = (waiter.place + gap, gap * _SHRINK)
+            waiter.after = (waiter.place + gap, gap * self._shrink)
 
 
 def patience(policy: RateLimit, waiter: Waiter, *, full: bool, deadline: float | None, now: float) -> float:
@@ -396,8 +409,10 @@ class RateLimiter:
         key, record = _key(self.policy, request), record_of(request)
         await self._admit(key, _weight(self.policy, request), record, io)
         response = await call_next(request)
-        if response.status_code >= 400 and read_answer(response, record).meaning is Meaning.THROTTLED:
-            self._shut(key, response, record, io)
+        if response.status_code >= 400:
+            answer = read_answer(response, record)
+            if answer.meaning is Meaning.THROTTLED:
+                self._shut(key, response, answer, record, io)
         return response
 
     async def _admit(self, key: str, weight: int, record: Record, io: IO) -> None:
@@ -479,14 +494,16 @@ class RateLimiter:
         )
         return RateLimited(f"a wait of {wait:.3g} s, {bound}: {cause}", layer="RateLimit", retry_after=wait)
 
-    def _shut(self, key: str, response: Response, record: Record, io: IO) -> None:
-        wait = told_wait(response.headers, io.wall())
+    def _shut(self, key: str, response: Response, answer: Answer, record: Record, io: IO) -> None:
+        wait, pace = held_for(response.headers, io.wall(), answer.codes)
         if wait is None:
             return
+        if pace is not None and pace.gap > self.policy.gate_cap:
+            pace = None  # a limit of a day is spent: everybody may hear of it
         wait, now = min(wait, self.policy.gate_cap), io.now()
         with self._lock:
             self._newest = now
-            self.lines.get(key, now).shut(now + wait, now)
+            self.lines.get(key, now).shut(now + wait, now, pace)
         record.emit("RateLimit", "holds its key", str(response.status_code), wait)
 
 

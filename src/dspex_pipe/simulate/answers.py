@@ -152,7 +152,7 @@ def limit_headers(buckets: dict[str, tuple[float, Bucket]], now: float) -> dict[
     told = {}
     for name, (limit, bucket) in buckets.items():
         told[f"x-ratelimit-limit-{name}"] = f"{limit:g}"
-        told[f"x-ratelimit-remaining-{name}"] = f"{int(bucket.level(now))}"
+        told[f"x-ratelimit-remaining-{name}"] = f"{max(0, int(limit - bucket.missing(now)))}"
         told[f"x-ratelimit-reset-{name}"] = _duration(bucket.full_in(now))
     return told
 

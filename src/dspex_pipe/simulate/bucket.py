@@ -37,9 +37,13 @@ class Bucket:
         missing = units - self.level(now)
         return missing / self._flow if missing > _ALMOST else 0.0
 
+    def missing(self, now: float) -> float:
+        """Units until it is full."""
+        return self.size - self.level(now)
+
     def full_in(self, now: float) -> float:
         """Seconds until it is full, if nobody takes any."""
-        return (self.size - self.level(now)) / self._flow
+        return self.missing(now) / self._flow
 
     def take(self, units: float, now: float) -> None:
         """Take so many units, or all there are."""

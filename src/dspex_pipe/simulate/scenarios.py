@@ -10,7 +10,6 @@ from attrs import field, frozen
 from .. import presets
 from ..faults import SseError, Stall, Truncate
 from ..layers.cache import Cache
-from ..layers.ratelimit import RateLimit
 from .callers import NaiveRetry, SdkRetry
 from .provider import Outage, ProviderModel
 from .workload import Workload
@@ -49,7 +48,6 @@ SCENARIOS: Mapping[str, Scenario] = {
         provider=ProviderModel(rpm=600),
         workload=Workload(workers=50, duration=120),
         trouble=(60, 120),
-        layers=tuple(presets.llm(rate=RateLimit(rpm=600))),
     ),
     "outage": Scenario(
         story="5 calls a second; for a minute every one of them is answered 503.",

@@ -3,7 +3,7 @@
 from .completion import Completion, form_of, recognise
 from .document import parse, parse_loosely
 from .errors import NOT_CACHED, codes_of, error_body, error_codes
-from .limits import told_reset
+from .limits import Pace, told_pace, told_reset
 from .media import EVENT_STREAM, is_event_stream, media_type
 from .streams import Kind, Known, Seen, StreamReader, Usage, reader_for
 
@@ -13,6 +13,7 @@ __all__ = [
     "Completion",
     "Kind",
     "Known",
+    "Pace",
     "Seen",
     "StreamReader",
     "Usage",
@@ -26,5 +27,6 @@ __all__ = [
     "parse_loosely",
     "reader_for",
     "recognise",
+    "told_pace",
     "told_reset",
 ]

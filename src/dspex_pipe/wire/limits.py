@@ -1,10 +1,13 @@
-"""When a spent rate limit is filled again, by the headers that providers tell it with.
+"""What a provider tells of its rate limits.
 
-- OpenAI, and many that speak its format: ``x-ratelimit-remaining-requests`` and
-  ``x-ratelimit-reset-requests``, the same for ``tokens``; times are Go durations (``120ms``, ``6m0s``) or
+- OpenAI, and many that speak its format: ``x-ratelimit-limit-requests``, ``x-ratelimit-remaining-requests``
+  and ``x-ratelimit-reset-requests``, the same for ``tokens``; times are Go durations (``120ms``, ``6m0s``) or
   plain seconds
-- Anthropic: ``anthropic-ratelimit-requests-remaining`` and ``…-reset``, the same for ``tokens``,
+- Anthropic: ``anthropic-ratelimit-requests-limit``, ``…-remaining`` and ``…-reset``, the same for ``tokens``,
   ``input-tokens`` and ``output-tokens``; times are RFC 3339
+
+Each limit is a bucket that fills up all the time; the reset is when it is full. A 429 of OpenAI has the limit
+that refused the call as the ``type`` of its error: ``requests`` or ``tokens``.
 
 Sources: OpenAI and Anthropic API references, "rate limits", read in November 2026.
 """
@@ -12,22 +15,41 @@ Sources: OpenAI and Anthropic API references, "rate limits", read in November 20
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
+from typing import NamedTuple
 
-__all__ = ["told_reset"]
+__all__ = ["Pace", "told_pace", "told_reset"]
 
-_OPENAI = tuple(
-    (f"x-ratelimit-remaining-{what}", f"x-ratelimit-reset-{what}") for what in ("requests", "tokens")
-)
-_ANTHROPIC = tuple(
-    (f"anthropic-ratelimit-{what}-remaining", f"anthropic-ratelimit-{what}-reset")
-    for what in ("requests", "tokens", "input-tokens", "output-tokens")
-)
+_OPENAI = ("requests", "tokens")
+_ANTHROPIC = ("requests", "tokens", "input-tokens", "output-tokens")
+_WORDS = ("limit", "remaining", "reset")
+_LARGE = 0.1
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _PART = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)(h|ms|us|µs|ns|m|s)", re.ASCII)
 _DURATION = re.compile(rf"(?:{_PART.pattern})+", re.ASCII)
 _PLAIN = re.compile(r"\d{1,15}(?:\.\d{1,15})?", re.ASCII)
+
+
+class _Limit(NamedTuple):
+    """One limit: what it counts, how much of it there is, how much is left, and seconds until it is full."""
+
+    unit: str
+    size: float
+    left: float
+    reset: float
+
+
+class Pace(NamedTuple):
+    """How far apart calls must go.
+
+    Args:
+        gap: Seconds from one to the next.
+        steady: Whether this is known, and good for any number of calls; else it is a guess by one of them.
+    """
+
+    gap: float
+    steady: bool
 
 
 def told_reset(headers: Mapping[str, str], sent: float) -> float | None:
@@ -40,25 +62,62 @@ def told_reset(headers: Mapping[str, str], sent: float) -> float | None:
         headers: The response's.
         sent: When it was sent, in seconds since the epoch.
     """
-    waits = [_duration(headers.get(reset, "")) for left, reset in _OPENAI if _is_spent(headers.get(left))]
-    for left, reset in _ANTHROPIC:
-        moment = _moment(headers.get(reset, "")) if _is_spent(headers.get(left)) else None
-        waits.append(None if moment is None else moment - sent)
-    return max((wait for wait in waits if wait is not None and wait > 0), default=None)
+    return max((limit.reset for limit in _limits(headers, sent) if not limit.left), default=None)
 
 
-def _is_spent(remaining: str | None) -> bool:
-    return remaining is not None and remaining.strip() == "0"
+def told_pace(
+    headers: Mapping[str, str], sent: float, wait: float | None, named: Collection[str]
+) -> Pace | None:
+    """How far apart calls must go for the limit that refused this one; ``None`` when none says so.
+
+    That is the limit which the refusal names, or else any that is spent. What is missing in it, and the time
+    until it is full, tell how fast it fills. Of tokens, the call lacked those that come in until it may be
+    sent again: about as many as calls take, but a tenth of the limit at most.
+
+    Args:
+        headers: The refusal's.
+        sent: When it was sent, in seconds since the epoch.
+        wait: Seconds after which the call may be sent again, if that is told.
+        named: The codes of its error.
+    """
+    told = [limit for limit in _limits(headers, sent) if limit.size > limit.left]
+    paces = []
+    for limit in [each for each in told if each.unit in named] or [each for each in told if not each.left]:
+        flow = (limit.size - limit.left) / limit.reset
+        if limit.unit == "requests":
+            paces.append(Pace(1 / flow, steady=True))
+        elif wait is not None:
+            paces.append(Pace(min(wait, limit.size * _LARGE / flow), steady=False))
+    return max(paces, default=None)
+
+
+def _limits(headers: Mapping[str, str], sent: float) -> Iterator[_Limit]:
+    for unit in _OPENAI:
+        size, left, reset = (headers.get(f"x-ratelimit-{what}-{unit}", "") for what in _WORDS)
+        yield from _limit(unit, size, left, _duration(reset))
+    for unit in _ANTHROPIC:
+        size, left, reset = (headers.get(f"anthropic-ratelimit-{unit}-{what}", "") for what in _WORDS)
+        moment = _moment(reset)
+        yield from _limit(unit, size, left, None if moment is None else moment - sent)
+
+
+def _limit(unit: str, size: str, left: str, reset: float | None) -> Iterator[_Limit]:
+    remaining = _number(left)
+    if remaining is not None and reset is not None and reset > 0:
+        yield _Limit(unit, _number(size) or 0.0, remaining, reset)
+
+
+def _number(text: str) -> float | None:
+    text = text.strip()
+    return float(text) if _PLAIN.fullmatch(text) else None
 
 
 def _duration(text: str) -> float | None:
     """A Go duration, or plain seconds; Azure's -1 is neither."""
     text = text.strip()
-    if _PLAIN.fullmatch(text):
-        return float(text)
     if _DURATION.fullmatch(text):
         return sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
-    return None
+    return _number(text)
 
 
 def _moment(text: str) -> float | None:
