@@ -33,7 +33,13 @@ from .wires import module
 
 _HERE = Path(__file__).parent
 _WHOLE_PYTHON = _HERE.parent / ".venv-dspy" / "bin" / "python"
-_IMPORTS = ("dspex_pipe", "httpx2", "hishel", "httpx_retries", "tenacity", "purgatory", "pyrate_limiter")
+_OTHERS = ("attrs", "httpx2", "hishel", "httpx_retries", "pyrate_limiter", "purgatory", "stamina", "tenacity")
+_IMPORTS = {
+    "dspex_pipe": "import dspex_pipe",
+    "dspex_pipe, a client that retries": "from dspex_pipe import Retry, build_client",
+    "dspex_pipe, all of it": "from dspex_pipe import *",
+    **{package: f"import {package}" for package in _OTHERS},
+}
 
 
 @frozen
@@ -89,15 +95,15 @@ def _memory(results: Results, *, quick: bool) -> Iterator[Job]:
 def _imports(results: Results, *, quick: bool) -> Iterator[Job]:
     rounds = 3 if quick else 15
 
-    def run(package: str, tick: Tick) -> None:
-        share = imports.measure(package, "httpx", rounds=rounds, tick=tick)
+    def run(name: str, tick: Tick) -> None:
+        share = imports.measure(_IMPORTS[name], "import httpx", rounds=rounds, tick=tick)
         if isinstance(share, str):
-            results.lack("import", {package: share})
+            results.lack("import", {name: share})
         else:
-            results.measures[f"import.{package}"] = Measure(share)
+            results.measures[f"import.{name}"] = Measure(share)
 
-    for package in _IMPORTS[:1] if quick else _IMPORTS:
-        yield Job(f"import: {package}", rounds, partial(run, package))
+    for name in list(_IMPORTS)[:3] if quick else _IMPORTS:
+        yield Job(f"import: {name}", rounds, partial(run, name))
 
 
 def _scale(results: Results, *, quick: bool) -> Iterator[Job]:

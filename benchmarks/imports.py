@@ -1,4 +1,4 @@
-"""What importing us adds to importing httpx, in fresh interpreters."""
+"""What an import adds to that of httpx, in fresh interpreters."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _PROGRAM = """
 import sys
 from time import perf_counter
 started = perf_counter()
-import {base}
+{base}
 between = perf_counter()
-import {package}
+{statement}
 print(between - started, perf_counter() - between)
 """
 
 
-def measure(package: str, base: str, *, rounds: int, tick: Tick | None = None) -> Ratio | str:
-    """The time that importing a package takes after another one, as a share of that one's; or why not."""
-    program = _PROGRAM.format(package=package, base=base)
+def measure(statement: str, base: str, *, rounds: int, tick: Tick | None = None) -> Ratio | str:
+    """The time that an import takes after another one, as a share of that one's; or why not."""
+    program = _PROGRAM.format(statement=statement, base=base)
     shares = []
     with tempfile.TemporaryDirectory() as cache:
         # all modules are compiled in the first round, and none in the others, wherever they are installed

@@ -16,8 +16,7 @@ from benchmarks.calls import Candidate, open_mode, same
 from benchmarks.results import Curve, Measure, Results, Verdict
 from benchmarks.rivals import RIVALS
 from benchmarks.wires import ANSWER, LOCAL, loopback, mock, module
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from rich.console import Console
 
 import dspex_pipe as dspex
@@ -249,8 +248,8 @@ def test_every_sweep_gives_its_curves(sweep):
 
 
 def test_a_package_that_cannot_be_imported_has_no_share():
-    assert "ModuleNotFoundError" in str(imports.measure("no_such_package", "httpx", rounds=1))
-    share = imports.measure("json", "sys", rounds=1)
+    assert "ModuleNotFoundError" in str(imports.measure("import no_such_package", "import httpx", rounds=1))
+    share = imports.measure("import json", "import sys", rounds=1)
     assert not isinstance(share, str)
     assert share.value > 0
 

@@ -6,8 +6,7 @@ import copy
 import json
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from dspex_pipe import Cache, Pipeline
 from dspex_pipe.caching.content import is_worth_keeping, why_not

@@ -11,8 +11,7 @@ import httpx
 import httpx2
 import openai
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from dspex_pipe import Breaker, DeadlineExceeded, Pipeline, Retry, build_client, explain, options
 from dspex_pipe.chaos import (
@@ -29,12 +28,14 @@ from dspex_pipe.chaos import (
     Throttle,
     Truncate,
 )
-from dspex_pipe.faults.edits import Mark
-from dspex_pipe.faults.edits import after_bytes as _after_bytes
-from dspex_pipe.faults.edits import after_events as _after_events
-from dspex_pipe.faults.edits import drip as _drip
-from dspex_pipe.faults.edits import insert as _insert
-from dspex_pipe.faults.edits import unfinish as _unfinish
+from dspex_pipe.faults.edits import (
+    Mark,
+    after_bytes as _after_bytes,
+    after_events as _after_events,
+    drip as _drip,
+    insert as _insert,
+    unfinish as _unfinish,
+)
 from dspex_pipe.layers.chaos import Lots
 from dspex_pipe.testing import Reply, Script, VirtualIO, check_layer
 from test_sdks import Rig, kinds

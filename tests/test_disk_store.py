@@ -14,8 +14,7 @@ from pathlib import Path
 
 import hishel
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from dspex_pipe.stores import database, disk
 from dspex_pipe.stores.disk import DiskStore, StoreFailed

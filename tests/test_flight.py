@@ -7,8 +7,7 @@ import threading
 
 import pytest
 import trio
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from dspex_pipe.caching.flight import Flight, Flights, Landed
 from dspex_pipe.io import ASYNC, BLOCKING

@@ -12,8 +12,7 @@ from email.utils import formatdate
 import hishel
 import pytest
 from hishel import Entry, Headers, Request, Response
-from hypothesis import HealthCheck, assume, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, assume, given, settings, strategies as st
 
 from dspex_pipe.caching.http import Fresh, HttpRules, Missing, Pass, Refresh, Stale, Store
 

@@ -7,8 +7,7 @@ import logging
 
 import anyio
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from dspex_pipe import BreakerOpen, Logging, Pipeline, Retry
 from dspex_pipe.layers.logging import safe

@@ -10,8 +10,7 @@ from typing import ClassVar
 import anyio
 import httpx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from dspex_pipe import Pipeline, Retry, build_client, options, record_of
 from dspex_pipe.options import CORE, ambient, check, names, seconds, switch

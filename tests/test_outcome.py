@@ -9,8 +9,7 @@ from email.utils import formatdate
 import httpx
 import httpx2
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 
 from dspex_pipe import Answer, BreakerOpen, DeadlineExceeded, Meaning, RateLimited, Record
 from dspex_pipe.events import EXTENSION

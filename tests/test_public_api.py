@@ -6,6 +6,8 @@ import inspect
 import subprocess
 import sys
 
+import pytest
+
 import dspex_pipe
 from dspex_pipe import chaos, llm, simulate, testing
 
@@ -57,6 +59,23 @@ def test_the_front_door_holds_exactly_these_names():
         "respond",
     ]
     assert all(hasattr(dspex_pipe, name) for name in dspex_pipe.__all__)
+
+
+def test_the_front_door_loads_nothing_before_it_is_asked_for():
+    program = """
+import sys
+import httpx
+import dspex_pipe
+assert not [name for name in sys.modules if name.startswith(("attr", "dspex_pipe."))]
+assert dspex_pipe.options.__name__ == "options"  # not the module of that name
+dspex_pipe.build_client(layers=[dspex_pipe.Retry()]).close()
+assert dspex_pipe.options.__name__ == "options"
+print(*sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert not {"hishel", "pyrate_limiter", "sqlite3", "dspex_pipe.layers.cache"} & set(done.stdout.split())
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        dspex_pipe.no_such_thing  # noqa: B018
 
 
 def test_the_testing_room_holds_exactly_these_names():

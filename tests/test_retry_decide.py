@@ -12,8 +12,7 @@ from email.utils import formatdate
 import httpx
 import httpx2
 import pytest
-from hypothesis import assume, example, given
-from hypothesis import strategies as st
+from hypothesis import assume, example, given, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from dspex_pipe import BreakerOpen, Budget, Record, Retry

@@ -23,8 +23,7 @@ import openai
 import pytest
 import stamina
 from attrs import evolve
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from pyrate_limiter import Rate
 
 from dspex_pipe import (

@@ -13,8 +13,7 @@ import anthropic
 import httpx2
 import openai
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from dspex_pipe.wire import inflate, streams
 from dspex_pipe.wire.sse import Parser

@@ -5,8 +5,7 @@ from __future__ import annotations
 import anyio
 import httpx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from dspex_pipe import DeadlineExceeded, Pipeline, Retry, Timeout, explain, options, record_of
 from dspex_pipe.layers.timeout import tightened

@@ -15,8 +15,7 @@ from attrs import Factory, field, frozen
 
 from ..io import drive
 from ..stores.disk import DiskStore
-from ..stores.memory import Kept as InMemory
-from ..stores.memory import MemoryStore
+from ..stores.memory import Kept as InMemory, MemoryStore
 from ..wire import is_event_stream
 
 if TYPE_CHECKING:
