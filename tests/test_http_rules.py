@@ -206,6 +206,15 @@ def test_4_of_several_fresh_ones_the_newest_is_served():
     new = entry(now=NOW - 5, cache_control="max-age=60")
     assert look_up([old, new]).entry is look_up([new, old]).entry is new
     assert look_up([old, new], 100).entry is old
+    # of two made within one second, the one that was kept last
+    twin = entry(now=NOW - 5, cache_control="max-age=60")
+    assert look_up([new, twin]).entry is twin
+
+
+def test_4_what_was_kept_for_another_url_or_method_is_no_answer():
+    found = entry(cache_control="max-age=60")
+    assert look_up(found, request=get(method="HEAD")).reason == "no entry"
+    assert look_up(found, request=get(url="https://example.com/other")).reason == "no entry"
 
 
 def test_4_1_vary():

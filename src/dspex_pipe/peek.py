@@ -76,10 +76,10 @@ async def peek(response: Response, request: Request, io: IO, seconds: float) -> 
         TransportError: Of the request's library, when the body breaks off in this time; it is closed then.
     """
     known, record = beginning_of(response), record_of(request)
-    completion = record.completion(request)
-    if known is not None or completion is None or response.status_code != 200:
+    if known is not None or is_buffered(response) or response.status_code != 200:
         return known
-    if is_buffered(response) or not is_event_stream(response.headers):
+    completion = record.completion(request)
+    if completion is None or not is_event_stream(response.headers):
         return None
     left = record.remaining()
     seconds = seconds if left is None else max(0.0, min(seconds, left))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any, Self, get_args
 
-from .body import known_length
+from .body import is_buffered, known_length
 from .chain import Handler, blame, check_client, link
 from .errors import DeadlineExceeded, LayerError
 from .events import EXTENSION, Record, belongs_to, record_of
@@ -118,6 +118,8 @@ class _Edge:
 
     async def _exchange(self, request: Request, record: Record) -> Response:
         response = await self._send(request)
+        if is_buffered(response):
+            return response
         record.opened.append(response)
         bound = _plain_bound(request, response, record)
         if bound is not None and await self._io.preview(response, bound, until=record.deadline):

@@ -1,9 +1,9 @@
 """What a cache may do with GET and HEAD: the rules of RFC 9111, without I/O and without a clock.
 
-hishel's state machine decides; what it does not know is told to it, in two ways. Before a look-up we work out
-each entry's freshness from the caller's ``now`` and show the machine a *view* of the entry that is plainly
-fresh or plainly stale, so that its own clock plays no part. Before a response is kept its headers are
-cleaned, and the time when it was made is noted in a header of ours, which is never served.
+Whether an entry is fresh we work out here, from the caller's ``now``; for all else hishel's state machine
+decides, and what it does not know is told to it, in two ways. It is shown a *view* of each entry that is
+plainly stale, so that its own clock plays no part. And before a response is kept its headers are cleaned, and
+the time when it was made is noted in a header of ours, which is never served.
 """
 
 from __future__ import annotations
@@ -195,12 +195,12 @@ class HttpRules:
         # §4.1. hishel would check a variant for others with the server, and forget it for a new answer.
         selected = [entry for entry in entries if _selects(request, entry)]
         selected.sort(key=lambda entry: _age(entry.response.headers, now), reverse=True)
-        views = [self._view(rank, entry, asked, now) for rank, entry in enumerate(selected)]
+        for entry in reversed(selected):  # §4: of several, the most recent
+            if self._is_usable(entry.response.headers, asked, now):
+                return Fresh(entry, self._served(entry.response.headers, now))
+        views = [self._view(rank, entry) for rank, entry in enumerate(selected)]
         state = self._hishel.IdleClient(options=self._options).next(request, views)
         by_id = {entry.id: entry for entry in selected}
-        if isinstance(state, self._hishel.FromCache):
-            entry = by_id[state.entry.id]
-            return Fresh(entry, self._served(entry.response.headers, now))
         if not isinstance(state, self._hishel.NeedRevalidation):
             return Missing(request, now, "no entry", only_if_cached=only_if_cached)
         if only_if_cached:
@@ -275,11 +275,10 @@ class HttpRules:
             return Refresh(pending.entry, served, None, pending.ids)
         return Refresh(pending.entry, served, update, pending.ids[1:])
 
-    def _view(self, rank: int, entry: hishel.Entry, asked: Directives, now: float) -> hishel.Entry:
-        """An entry as hishel sees it: what it needs for its decision, none of it relative to its clock."""
-        usable = self._is_usable(entry.response.headers, asked, now)
+    def _view(self, rank: int, entry: hishel.Entry) -> hishel.Entry:
+        """A stale entry as hishel sees it: what it needs to decide, none of it relative to its clock."""
         headers = {name: value for name in _VALIDATORS if (value := entry.response.headers.get(name))}
-        headers["cache-control"] = "max-age=1" if usable else "max-age=0"
+        headers["cache-control"] = "max-age=0"
         headers["date"] = formatdate(_FAR + rank, usegmt=True)  # the newest of several is taken (§4)
         return replace(entry, response=self._hishel.Response(200, self._hishel.Headers(headers)))
 
@@ -422,8 +421,9 @@ def _vary(headers: hishel.Headers) -> set[str]:
 
 
 def _selects(request: hishel.Request, entry: hishel.Entry) -> bool:
-    """Whether an entry's Vary lets this request have it (§4.1)."""
-    return all(
+    """Whether an entry answers this request: the same method and URL, and what its Vary names (§4, §4.1)."""
+    asked = entry.request
+    return (asked.method, asked.url) == (request.method, request.url) and all(
         name != "*" and request.headers.get(name) == entry.request.headers.get(name)
         for name in _vary(entry.response.headers)
     )

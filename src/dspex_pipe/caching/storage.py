@@ -149,8 +149,11 @@ class Storage:
 
     async def load(self, key: str, io: IO) -> list[Kept]:
         """The entries of a key that are whole and of our making."""
-        if self._memory is not None and (found := drive(self._load(self._memory, key))):
-            return found
+        if self._memory is not None:
+            pairs = [(kept, _read_once(kept)) for kept in self._memory.find(key)]
+            found = [Kept(kept.entry(), saved) for kept, saved in pairs if saved is not None]
+            if found or self._memory is self.store:
+                return found
         return await self._run(lambda: self._load(self.store, key), io) or []
 
     async def save(

@@ -130,8 +130,9 @@ class LoggingMiddleware:
                 record.watchers.remove(self._step)
         fields: dict[str, Any] = {"http.response.status_code": response.status_code}
         for name in self.headers:
-            if name in response.headers:
-                fields[f"http.response.header.{name}"] = safe(response.headers[name])
+            value = response.headers.get(name)
+            if value is not None:
+                fields[f"http.response.header.{name}"] = safe(value)
         level = logging.WARNING if response.is_error else logging.INFO
         self._call(level, request, record, io.now() - started, str(response.status_code), fields)
         return response

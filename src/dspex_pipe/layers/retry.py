@@ -217,8 +217,12 @@ def decide(  # noqa: C901, PLR0911, PLR0912 - one rule after the other, each wit
             return None
         reason = type(outcome).__name__
     else:
-        answer, word = read_answer(outcome, call.record), told_to_retry(outcome.headers)
-        if not (answer.in_stream or _is_wanted(policy, outcome, answer) or (word and outcome.is_error)):
+        answer = read_answer(outcome, call.record)
+        is_failure = answer.in_stream or _is_wanted(policy, outcome, answer)
+        if not is_failure and not outcome.is_error:
+            return None
+        word = told_to_retry(outcome.headers)
+        if not is_failure and not word:
             return None
         said = answer.code or answer.meaning.value
         reason = f"{said} in the stream" if answer.in_stream else f"status {outcome.status_code}"
