@@ -393,6 +393,18 @@ def test_nothing_can_be_served_by_a_provider_that_is_down():
     assert report.servable == tuple(c.started for c in report.calls if not 20 <= c.started < 40)
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [Latency(2), SseError(after=0), Status(503, when=lambda request: False), Status(503, times=3)],
+    ids=repr,
+)
+def test_who_is_slow_or_fails_some_is_not_down(fault):
+    model = ProviderModel(capacity=100, slow_start=20, outages=[Outage(30, 90, fault=fault)])
+    report = simulate([], model, Workload(rate=5, duration=100, streaming=0.5))
+    assert len(report.servable) == len(report.calls)
+    assert 0.5 < report.goodput <= 1
+
+
 def test_more_than_the_limit_can_be_served_only_to_patient_callers():
     model = ProviderModel(rpm=600, burst=0)  # 10 a second
     busy = {"rate": 20, "duration": 60}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 
 from ..config import brief, check, flag, fraction, optional, seconds, whole
-from ..faults import Fault, Status
+from ..faults import Fault, Overload, Raise, Status, Throttle
 from ..layers.chaos import Chaos
 from ..outcome import read_timeout
 from . import answers
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Outage", "Provider", "ProviderModel"]
 
+_INSTEAD = (Raise, Status, Throttle, Overload)  # faults that come in the place of any answer
 _Z99 = NormalDist().inv_cdf(0.99)
 _per_minute = check("a positive number", lambda v: type(v) in {int, float} and 0 < v < math.inf)
 
@@ -39,7 +40,8 @@ class Outage:
         start: When it begins, in seconds.
         end: When it is over.
         rate: The share of calls that fail, 0 to 1. With 1 the provider is *down*, and nobody could get an
-            answer from it.
+            answer from it, if the fault comes in the place of every answer: `Status`, `Raise`, `Throttle` or
+            `Overload`, and without ``when=`` or ``times=``.
         fault: How they fail, in the words of `dspex_pipe.chaos`, without a rate of its own; a 503 by default.
 
     Raises:
@@ -66,7 +68,8 @@ class Outage:
     @property
     def is_total(self) -> bool:
         """Whether the provider is down."""
-        return self.rate == 1
+        fault = self.fault
+        return self.rate == 1 and isinstance(fault, _INSTEAD) and fault.when is None and fault.times is None
 
     def covers(self, now: float) -> bool:
         """Whether it is going on."""
