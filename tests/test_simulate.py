@@ -530,6 +530,14 @@ def test_the_numbers_mean_what_they_say():
     assert repr(report) == "<Report of 5 calls: 3 answered, 5 sent>"
 
 
+def test_who_sends_in_vain_and_is_answered_by_a_cache_has_wasted_nothing():
+    model = ProviderModel(outages=[Outage(0, 600, rate=0.5)])
+    workload = Workload(rate=10, duration=200, prompts=200, zipf=0)
+    report = simulate([SdkRetry(), Cache()], model, workload)
+    assert any(call.sent and call.failure is None and call.billed == 0 for call in report.calls)
+    assert report.wasted == 0
+
+
 def test_a_report_of_nothing_has_no_numbers():
     report = made_of()
     assert report.as_dict()["goodput"] is report.as_dict()["p99"] is None

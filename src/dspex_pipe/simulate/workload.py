@@ -56,7 +56,8 @@ class Call:
     @property
     def wasted(self) -> int:
         """Tokens that the provider worked on, and of which the caller had nothing."""
-        return self.billed - (self.tokens if self.failure is None and self.sent else 0)
+        # who has sent in vain may still be answered by a cache, from what another has paid for
+        return max(0, self.billed - self.tokens) if self.failure is None else self.billed
 
     def content(self) -> bytes:
         """Its body, as a caller writes it."""
