@@ -593,6 +593,16 @@ def test_a_picture_shows_when_circuits_were_open():
     ]
     report = made_of(changes=tuple(Change(*each) for each in changes))
     assert sorted(open_times(report)) == [(2, 5), (3, 10), (7, 10)]
+    assert sorted(open_times(report.during(4, 8))) == [(4, 5), (4, 8), (7, 8)]
+    assert sorted(open_times(report.during(8, 9))) == [(8, 9), (8, 9)]
+    assert sorted(open_times(report.during(5.5, 6.5))) == [(5.5, 6.5)]
+
+
+def test_a_picture_of_nothing_is_one_too(tmp_path):
+    report = simulate([], ProviderModel(), Workload(rate=0.001, duration=10))
+    assert report.calls == ()
+    report.plot(tmp_path / "none.png")
+    assert (tmp_path / "none.png").stat().st_size > 5_000
 
 
 # Real layers

@@ -50,7 +50,8 @@ def draw(report: Report, path: str | Path) -> None:
             s=2,
             label="failed" if failed else "answered",
         )
-    times.set_yscale("log")
+    if report.calls:
+        times.set_yscale("log")
     for axes, label in ((calls, "calls a second"), (sent, "sent a second"), (times, "seconds a call took")):
         axes.set_ylabel(label)
         axes.legend(loc="upper right", fontsize="small")
@@ -65,6 +66,6 @@ def open_times(report: Report) -> Iterator[tuple[float, float]]:
         if change.decision == "opens":
             since[change.key] = change.at
         elif change.key in since:
-            yield since.pop(change.key), change.at
+            yield max(since.pop(change.key), report.start), change.at
     for start in since.values():
-        yield start, report.end
+        yield max(start, report.start), report.end

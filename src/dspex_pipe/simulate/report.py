@@ -82,18 +82,25 @@ class Report:
     def during(self, start: float, end: float) -> Report:
         """The same for the calls that began in this time, with all that came of them later.
 
+        Of `changes` it has those of this time, and before them the openings of the circuits that are open as
+        it begins. `decisions` are still those of all calls.
+
         Raises:
             ValueError: This time is empty.
         """
         if not start < end:
             raise ValueError(f"during(start, end) takes an end after its start, got {start}, {end}")
+        before = {change.key: change for change in self.changes if change.at < start}
         return evolve(
             self,
             start=start,
             end=end,
             calls=tuple(call for call in self.calls if start <= call.started < end),
             servable=tuple(at for at in self.servable if start <= at < end),
-            changes=tuple(change for change in self.changes if start <= change.at < end),
+            changes=(
+                *(change for change in before.values() if change.decision == "opens"),
+                *(change for change in self.changes if start <= change.at < end),
+            ),
         )
 
     # What became of the calls
@@ -118,13 +125,15 @@ class Report:
         """Calls that were answered, as a share of those that the provider can serve.
 
         It can serve a call unless it is down as the call comes, or its limits and its capacity do not get
-        round to it within the caller's patience. What a cache answers counts, too, so it may be over 1.
+        round to it within the caller's patience. It may be over 1: what a cache answers counts, too, and
+        so does a call that came while the provider was down and was retried until it was not; and of what a
+        busy provider can serve, in order of arrival and in its mean time, this is an estimate.
         """
         return self.answered / len(self.servable) if self.servable else math.nan
 
     @property
     def per_second(self) -> float:
-        """Calls that were answered, per second."""
+        """Calls that began in this time and were answered, however late, for each second of it."""
         return self.answered / (self.end - self.start)
 
     # What the provider had to do for it
