@@ -455,6 +455,61 @@ def test_what_takes_too_long_is_cancelled_on_the_virtual_clock():
     assert ended == [(1, 1), (5, 2), (4, 4)]
 
 
+def test_what_is_cancelled_waits_for_nothing_on_its_way_out():
+    io, ended = VirtualIO(), []
+
+    async def inner():
+        try:
+            await io.sleep(5)
+        finally:
+            ended.append("inner")
+            await io.sleep(1)
+
+    async def cleans_up():
+        try:
+            await inner()
+        finally:
+            ended.append("outer")
+            await io.sleep(1)
+
+    async def swallows():
+        with contextlib.suppress(BaseException):
+            await io.sleep(9)
+
+    async def bounded(coroutine):
+        with pytest.raises(TimeoutError):
+            await io.bounded(coroutine, 2)
+        return io.now()
+
+    async def begun():
+        task = await io.begin(cleans_up(), 1)
+        await task.cancel()
+        await task.cancel()  # it is gone
+        return io.now()
+
+    assert io.run_all(bounded(cleans_up()), bounded(swallows()), begun()) == [2, 2, 1]
+    assert ended == ["inner", "outer"] * 2
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_who_interrupts_the_scheduler_stops_all_at_once(error):
+    io, ended = VirtualIO(), []
+
+    async def other():
+        try:
+            await io.sleep(2)
+        finally:
+            ended.append(io.now())
+
+    async def interrupted():
+        await io.sleep(1)
+        raise error
+
+    with pytest.raises(error):
+        io.run_all(other(), interrupted(), other())
+    assert ended == [1, 1]
+
+
 def test_an_event_in_time_saves_what_is_bounded():
     io, events = VirtualIO(), []
 

@@ -6,14 +6,19 @@ import heapq
 import itertools
 import math
 from collections.abc import Coroutine, Generator
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 from ..errors import LayerError
 from ..io import Background
 
-__all__ = ["Flag", "Task", "Turns", "Until"]
+__all__ = ["Flag", "Task", "Turns", "Until", "cancel"]
 
 Waiting: TypeAlias = "Coroutine[Any, Any, Any]"
+
+
+class Cancelled(BaseException):
+    """Raised in a coroutine that is cancelled, as asyncio and trio raise their own."""
 
 
 class Until:
@@ -78,14 +83,21 @@ class Turns:
         raise LayerError("every coroutine waits, and nothing will wake them")
 
     def drop(self, coroutine: Waiting) -> None:
-        """Let a coroutine take no more turns, and close it."""
-        self._waits.pop(coroutine, None)
-        coroutine.close()
+        """Let a coroutine take no more turns, and cancel it, if it waits."""
+        if self._waits.pop(coroutine, None) is not None:
+            cancel(coroutine)
 
     def close(self) -> None:
-        """Close all who wait."""
+        """Cancel all who wait."""
         for coroutine in list(self._waits):
             self.drop(coroutine)
+
+
+def cancel(coroutine: Waiting) -> None:
+    """Cancel a coroutine that waits, as anyio does: what it waits for on its way out is cancelled, too."""
+    with suppress(Cancelled, StopIteration):
+        while True:
+            coroutine.throw(Cancelled())
 
 
 class Flag:
@@ -134,6 +146,6 @@ class Task(Background):
         return await self._ended.wait(seconds)
 
     async def cancel(self) -> None:
-        """Close it, wherever it is."""
+        """Cancel it, wherever it is."""
         self._turns.drop(self._running)
         self._coroutine.close()  # if it has not begun

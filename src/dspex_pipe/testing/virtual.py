@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..errors import LayerError
 from ..family import Response
 from ..io import ASYNC, BLOCKING, IO, OutOfTime
-from .turns import Flag, Task, Turns, Until
+from .turns import Flag, Task, Turns, Until, cancel
 
 if TYPE_CHECKING:
     from stamina import Attempt
@@ -88,7 +88,7 @@ class VirtualIO(IO):
             else:
                 await signal
             if self.now() >= late and signal.when(self.now()) > late:
-                coroutine.close()
+                cancel(coroutine)
                 raise OutOfTime(f"{seconds:.3g} s are over")
 
     async def begin(self, coroutine: Coroutine[Any, Any, None], seconds: float) -> Background | None:
@@ -142,6 +142,8 @@ class VirtualIO(IO):
                     signal = _next_signal(taking)
                 except StopIteration as done:
                     results[taking] = done.value
+                except (KeyboardInterrupt, SystemExit):  # somebody is at the keyboard, and has had enough
+                    raise
                 except BaseException as exc:  # noqa: BLE001 - handed to the caller as a result
                     results[taking] = exc
                 else:
