@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from itertools import pairwise
@@ -37,6 +38,7 @@ from dspex_pipe import (
     RateLimit,
     RedisStore,
     Retry,
+    build_client,
     presets,
     record_of,
 )
@@ -671,12 +673,58 @@ def test_nothing_of_it_is_logged_or_counted(caplog):
         return await call_next(request)
 
     with caplog.at_level(logging.DEBUG, "dspex_pipe"):
-        simulate([meanwhile, Logging(), Retry()], ProviderModel(outages=[Outage(0, 30)]), FEW)
+        layers = [meanwhile, Logging(), Logging(logger="dspex_pipe.mine"), Retry()]
+        simulate(layers, ProviderModel(outages=[Outage(0, 30)]), FEW)
         assert [record.message for record in caplog.records] == ["other"]
         logging.getLogger("dspex_pipe").warning("again")
         assert caplog.records[-1].message == "again"
     assert heard == []
     assert stamina.instrumentation.get_on_retry_hooks() == (hook,)
+
+
+def test_the_hooks_of_others_are_called_and_are_there_again_after_any_number_of_threads():
+    heard, down = [], ProviderModel(outages=[Outage(0, 30)])
+
+    def hook(details):
+        heard.append(details)
+
+    def elsewhere():
+        io = VirtualIO()
+        with build_client([Retry()], transport=Script(503, 200), io=io) as client:
+            assert client.get("http://x.test/").status_code == 200
+
+    async def meanwhile(request, call_next):
+        if not heard:
+            other = threading.Thread(target=elsewhere)
+            other.start()
+            other.join()
+        return await call_next(request)
+
+    stamina.instrumentation.set_on_retry_hooks([hook])
+    simulate([meanwhile, Retry()], down, FEW)
+    assert len(heard) == 1
+
+    barrier = threading.Barrier(3)
+
+    def run(duration):
+        barrier.wait()
+        return simulate([Retry()], down, Workload(rate=5, duration=duration))
+
+    with ThreadPoolExecutor(3) as pool:
+        reports = list(pool.map(run, [20, 80, 40]))
+    assert stamina.instrumentation.get_on_retry_hooks() == (hook,)
+    assert len(heard) == 1
+    assert reports[0] == simulate([Retry()], down, Workload(rate=5, duration=20))
+
+
+def test_any_error_of_httpx_is_a_failed_call():
+    async def raises(request, call_next):
+        response = await call_next(request)
+        response.request = request
+        return response.raise_for_status()
+
+    report = simulate([raises], ProviderModel(outages=[Outage(0, 10)]), FEW)
+    assert report.failures == {"HTTPStatusError": sum(call.started < 10 for call in report.calls)}
 
 
 def test_a_broken_layer_is_an_error_and_leaves_nothing_behind():

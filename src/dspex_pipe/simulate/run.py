@@ -17,6 +17,7 @@ from ..events import Event, OnEvent
 from ..family import Response, load
 from ..io import OutOfTime
 from ..layers.cache import Cache
+from ..layers.logging import Logging
 from ..layers.ratelimit import RateLimit
 from ..pipeline import LayerLike, Pipeline
 from ..testing import VirtualIO
@@ -31,6 +32,8 @@ __all__ = ["simulate"]
 _URL = "http://provider.test/v1/chat/completions"
 _HEADERS = {"authorization": "Bearer simulated", "content-type": "application/json"}
 _CHANGES = frozenset({"opens", "half-opens", "closes"})
+_ONE_AT_A_TIME = threading.RLock()
+"""stamina's hooks are one list for all threads: the second to put them aside would put them back as none."""
 
 
 def simulate(
@@ -43,9 +46,9 @@ def simulate(
     """Find out how a stack fares: its real layers, at any speed but no real time, and no network.
 
     Everything that is left to chance hangs on the seed: the same arguments give an equal report. Layers must
-    wait through ``io`` alone. None of it has happened: what `Logging` and stamina would write to their own
-    loggers is kept quiet, stamina's hooks are not called, and a `Cache` and a `RateLimit` keep in memory what
-    they would keep in a file or in Redis.
+    wait through ``io`` alone. None of it has happened: what `Logging` and stamina would log is kept quiet,
+    stamina's hooks are not called, and a `Cache` and a `RateLimit` keep in memory what they would keep in a
+    file or in Redis. Of several threads that simulate, one does so at a time.
 
     Args:
         layers: The layers, outermost first, as for ``build_client``. Of a `Pipeline` the same layers are
@@ -87,6 +90,8 @@ def _alone(layer: Any) -> Any:
         return evolve(layer, store=None)
     if isinstance(layer, RateLimit):
         return layer.with_store(None)
+    if isinstance(layer, Logging):
+        return evolve(layer, logger="dspex_pipe")  # the one that is kept quiet
     return layer
 
 
@@ -155,7 +160,7 @@ class _Run:
             call.failure = await self._io.bounded(self._ask(call), self._workload.patience)
         except OutOfTime:
             call.failure = "the caller gave up"
-        except self._http.TransportError as exc:
+        except self._http.HTTPError as exc:
             call.failure = type(exc).__name__
         call.ended = self._io.now()
 
@@ -193,19 +198,20 @@ async def _read(response: Response) -> bytes:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Nothing that happens here has happened: it is neither logged nor counted."""
-    here = _Elsewhere()
-    logger, hooks = logging.getLogger("dspex_pipe"), stamina.instrumentation.get_on_retry_hooks()
-    logger.addFilter(here)
-    stamina.instrumentation.set_on_retry_hooks([])
-    try:
-        yield
-    finally:
-        stamina.instrumentation.set_on_retry_hooks(hooks)
-        logger.removeFilter(here)
+    with _ONE_AT_A_TIME:
+        elsewhere = _Elsewhere()
+        logger, hooks = logging.getLogger("dspex_pipe"), stamina.instrumentation.get_on_retry_hooks()
+        logger.addFilter(elsewhere)
+        stamina.instrumentation.set_on_retry_hooks(map(elsewhere.only, hooks))
+        try:
+            yield
+        finally:
+            stamina.instrumentation.set_on_retry_hooks(hooks)
+            logger.removeFilter(elsewhere)
 
 
 class _Elsewhere(logging.Filter):
-    """Lets through what other threads log."""
+    """Lets through what other threads log and count."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -213,3 +219,7 @@ class _Elsewhere(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         return record.thread != self._thread
+
+    def only(self, hook: Any) -> Any:
+        """A hook of stamina's that is called for other threads."""
+        return lambda details: None if threading.get_ident() == self._thread else hook(details)
