@@ -13,7 +13,18 @@ import httpx
 import pytest
 import trio
 
-from dspex_pipe import Breaker, Cache, Logging, MemoryStore, Pipeline, RateLimited, Retry, explain, options
+from dspex_pipe import (
+    Breaker,
+    Cache,
+    DiskStore,
+    Logging,
+    MemoryStore,
+    Pipeline,
+    RateLimited,
+    Retry,
+    explain,
+    options,
+)
 from dspex_pipe.testing import Reply, Script, VirtualIO
 from modes import World
 
@@ -619,9 +630,10 @@ def test_a_file_outlives_its_pipeline(tmp_path):
     )
 
 
-def test_entries_of_another_version_or_cut_short_are_misses():
-    store = MemoryStore()
-    pipeline, script, _, client = setup(Cache(store))
+@pytest.mark.parametrize("make", [lambda _: MemoryStore(), DiskStore], ids=["memory", "disk"])
+def test_entries_of_another_version_or_cut_short_are_misses(make, tmp_path):
+    store = make(tmp_path / "cache.db")
+    pipeline, script, _, client = setup(Cache(store, identity="shared"))
     ask(client)
     key = key_of(pipeline, client)
     for name, value in (("x-dspex-schema", "0"), ("x-dspex-length", "1"), ("x-dspex-stored-at", "then")):
