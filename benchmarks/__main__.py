@@ -211,17 +211,18 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         console.print(f"nothing is called {', '.join(arguments.only)}: there are {', '.join(PARTS)}")
         return 2
     arguments.out.mkdir(parents=True, exist_ok=True)
-    with _bar(console, len(jobs)) as begin:
-        for job in jobs:
-            started = perf_counter()
-            job.run(begin(job))
-            results.seconds[job.name] = round(perf_counter() - started, 1)
-    results.verdicts = targets.judge(results)
-    report.show(results, console)
     path = arguments.out / "results.json"
-    results.write(path)
-    trouble = plots.draw(results, arguments.out)
-    console.print(f"written: {path}" + (f"; {trouble}" if trouble else ", and plots beside it"))
+    try:
+        with _bar(console, len(jobs)) as begin:
+            for job in jobs:
+                started = perf_counter()
+                job.run(begin(job))
+                results.seconds[job.name] = round(perf_counter() - started, 1)
+    finally:  # whoever has had enough, or has met an error, keeps what has been measured until then
+        results.verdicts = targets.judge(results)
+        results.write(path)
+    report.show(results, console)
+    console.print(f"written: {path}; {plots.draw(results, arguments.out)}")
     return 0
 
 

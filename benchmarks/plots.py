@@ -12,8 +12,11 @@ from .wires import module
 __all__ = ["draw"]
 
 
-def draw(results: Results, folder: Path) -> str | None:
-    """Draw everything into a folder; or why not."""
+_WIDEST = 6
+
+
+def draw(results: Results, folder: Path) -> str:
+    """Draw everything into a folder; says what there is now."""
     matplotlib: Any = module("matplotlib")
     if isinstance(matplotlib, str):
         return f"no plots: {matplotlib}"
@@ -23,7 +26,7 @@ def draw(results: Results, folder: Path) -> str | None:
         _curve(pyplot, curve, folder / f"{_file(name)}.png")
     for name, measures in results.costs().items():
         _bars(pyplot, name, measures, folder / f"{_file(name)}.png")
-    return None
+    return f"{len(results.curves) + len(results.costs())} plots beside it"
 
 
 def _file(name: str) -> str:
@@ -64,6 +67,9 @@ def _bars(pyplot: Any, name: str, measures: dict[str, Measure], path: Path) -> N
         xlabel="ratio, with its 95 % interval; blue is ours",
     )
     axes.tick_params(labelsize="small")
-    axes.set_xlim(0, min(6, 1.1 * max(r.high for r in ratios)))
+    axes.set_xlim(0, min(_WIDEST, 1.1 * max(r.high for r in ratios)))
+    for place, ratio in enumerate(ratios):
+        if ratio.value > _WIDEST:
+            axes.text(_WIDEST, place, f"{ratio.value:.1f} →", ha="right", va="center", fontsize="small")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import attrs
 import httpx
 import pytest
 from benchmarks import compare, cost, imports, measure, memory, report, scale, targets, whole
-from benchmarks.__main__ import main
+from benchmarks.__main__ import Job, main
 from benchmarks.calls import Candidate, open_mode, same
 from benchmarks.results import Curve, Measure, Results, Verdict
 from benchmarks.rivals import RIVALS
@@ -245,6 +246,17 @@ def test_every_sweep_gives_its_curves(sweep):
     for curve in results.curves.values():
         assert all(len(values) == 2 and min(values) > 0 for values in curve.lines.values())
     assert all(name.startswith(f"scale.{sweep.name}") for name in results.measures)
+
+
+def test_who_has_had_enough_keeps_what_was_measured(monkeypatch, tmp_path):
+    def jobs(results, arguments):
+        yield Job("one", 1, lambda tick: results.lack("import", {"this": "is missing"}))
+        yield Job("two", 1, lambda tick: signal.raise_signal(signal.SIGINT))
+
+    monkeypatch.setattr("benchmarks.__main__._jobs", jobs)
+    with pytest.raises(KeyboardInterrupt):
+        main(["--out", str(tmp_path)])
+    assert "is missing" in (tmp_path / "results.json").read_text("utf-8")
 
 
 def test_a_package_that_cannot_be_imported_has_no_share():

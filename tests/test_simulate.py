@@ -41,6 +41,7 @@ from dspex_pipe import (
     build_client,
     presets,
     record_of,
+    respond,
 )
 from dspex_pipe.body import Ending, tap
 from dspex_pipe.chaos import Latency, Raise, SseError, Stall, Status, Throttle, Truncate
@@ -62,6 +63,7 @@ from dspex_pipe.simulate.bucket import Bucket
 from dspex_pipe.simulate.workload import call_of
 from dspex_pipe.testing import Script, VirtualIO, check_layer
 from dspex_pipe.waits import held_for, refilled_in, told_wait
+from modes import lasting
 
 FEW = Workload(rate=2, duration=30)
 
@@ -389,6 +391,26 @@ def test_everything_can_be_served_within_the_limits():
     assert report.servable == tuple(call.started for call in report.calls)
 
 
+def test_a_batch_is_over_when_all_its_calls_are_made():
+    provider = ProviderModel(median=1, p99=1, round_trip=0.5)
+    report = simulate([], provider, Workload(workers=10, calls=105, think=0))
+    assert (len(report.calls), report.answered, report.goodput) == (105, 105, 1)
+    assert report.end == 11 * 1.5  # ten at a time
+    assert report.per_second == pytest.approx(105 / 16.5)
+    assert len(simulate([], provider, Workload(workers=10, calls=105, think=0, duration=4)).calls) == 30
+
+
+def test_a_batch_can_wait_for_a_provider_that_is_down():
+    provider = ProviderModel(median=1, p99=1, outages=[Outage(2, 60)])
+    work = Workload(workers=5, calls=100, think=0.1)
+    assert len(simulate([], provider, work).servable) == 100
+    lost = simulate([], provider, work)
+    waited = simulate([Retry(attempts=None, budget=None, wait_max=5)], provider, work)
+    assert lost.goodput < 0.6
+    assert waited.goodput == 1
+    assert lost.end < 60 < waited.end
+
+
 def test_nothing_can_be_served_by_a_provider_that_is_down():
     model = ProviderModel(outages=[Outage(20, 30), Outage(28, 40), Outage(60, 70, rate=0.9)])
     report = simulate([], model, Workload(rate=5, duration=100))
@@ -398,7 +420,7 @@ def test_nothing_can_be_served_by_a_provider_that_is_down():
 @pytest.mark.parametrize(
     "fault",
     [Latency(2), SseError(after=0), Status(503, when=lambda request: False), Status(503, times=3)],
-    ids=repr,
+    ids=lasting,
 )
 def test_who_is_slow_or_fails_some_is_not_down(fault):
     model = ProviderModel(capacity=100, slow_start=20, outages=[Outage(30, 90, fault=fault)])
@@ -727,6 +749,54 @@ def test_any_error_of_httpx_is_a_failed_call():
     assert report.failures == {"HTTPStatusError": sum(call.started < 10 for call in report.calls)}
 
 
+@pytest.mark.parametrize("load", [Workload(rate=5, duration=1000), Workload(workers=5, calls=5000)], ids=repr)
+def test_a_broken_layer_ends_it_at_once(load):
+    seen = []
+
+    class Broken:
+        async def __call__(self, request, call_next, io):
+            response = await call_next(request)
+            seen.append(response)
+            return {}[len(seen)] if len(seen) == 3 else response
+
+        async def aclose(self):
+            seen.append("closed")
+
+    with pytest.raises(KeyError, match="3"):
+        simulate([Broken()], ProviderModel(median=0.1, p99=0.1), load)
+    assert len(seen) < 10
+    assert seen[-1] == "closed"
+
+
+@pytest.mark.parametrize(
+    ("content", "failure"),
+    [(b'{"choices": []}\n', {}), (b"plain", {}), (b"", {}), (b'{"choices": [', {"half an answer": 60})],
+    ids=repr,
+)
+def test_an_answer_of_a_layers_own_counts_unless_it_is_half_a_document(content, failure):
+    async def mine(request, call_next):
+        return respond(request, 200, content=content)
+
+    assert simulate([mine], ProviderModel(), Workload(workers=1, calls=60, think=0)).failures == failure
+
+
+def test_a_layer_sees_how_many_tokens_go_by():
+    seen = []
+
+    async def counts(request, call_next):
+        response = await call_next(request)
+        words = json.loads(request.content)["messages"][0]["content"].split()
+        usage = document(response)["usage"]
+        assert usage["prompt_tokens"] == len(words)
+        seen.append(usage["total_tokens"])
+        return response
+
+    report = simulate([counts], ProviderModel(), FEW)
+    assert seen == [call.tokens for call in sorted(report.calls, key=lambda call: call.ended)]
+    assert min(seen) < 700
+    assert max(seen) > 1300
+
+
 def test_a_broken_layer_is_an_error_and_leaves_nothing_behind():
     async def broken(request, call_next):
         raise ZeroDivisionError("mine")
@@ -784,7 +854,10 @@ def test_an_order_that_is_wrong_warns_at_the_users_own_line():
         (lambda: Workload(rate=0), r"Workload\(rate=…\) takes a positive number, or None, got 0"),
         (lambda: Workload(rate=True), "got True"),
         (lambda: Workload(workers=0), "takes a whole number, 1 or more, or None, got 0"),
-        (lambda: Workload(rate=1, think=0), "think=…"),
+        (lambda: Workload(rate=1, think=-1), "think=…"),
+        (lambda: Workload(workers=1, think=0), "think=0.* takes calls=, too"),
+        (lambda: Workload(rate=1, calls=5), r"calls=…\) takes workers=, too, who make them; got calls=5"),
+        (lambda: Workload(workers=1, calls=0), "calls=…"),
         (lambda: Workload(rate=1, zipf=-1), "takes a number from 0 to 10, got -1"),
         (lambda: Workload(rate=1, streaming=2), "takes a number from 0 to 1, got 2"),
         (lambda: Workload(rate=1, tokens_out=1), "tokens_out=…"),
@@ -1083,4 +1156,7 @@ def test_the_benefit_is_told_drawn_and_written(tmp_path, monkeypatch, capsys):
     ours = results["a herd"]["ours"]
     assert ours["whole"]["upstream"] == 1
     assert ours["trouble"]["calls"] < ours["whole"]["calls"]
-    assert "of the calls that began from 5 to 15 s" in capsys.readouterr().out
+    assert len(ours["goodput_by_seed"]["trouble"]) == 5
+    printed = capsys.readouterr().out
+    assert "of the calls that began from 5 to 15 s" in printed
+    assert "goodput with the seeds 0 to 4" in printed

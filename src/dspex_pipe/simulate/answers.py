@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..family import Request, Response, family_of, respond
 from ..waits import wait_headers
+from ..wire import is_event_stream, parse_loosely
 
 if TYPE_CHECKING:
     from .bucket import Bucket
@@ -52,14 +53,19 @@ _EVENTS = [
     *[_event({"content": "42"})] * CONTENTS,
     _event({}, "stop") + DONE,
 ]
-_WHOLE = json.dumps(_ANSWER).encode()
 _JSON = {"content-type": "application/json"}
 _SSE = {"content-type": "text/event-stream"}
 
 
-def whole(request: Request, limits: dict[str, str]) -> Response:
-    """An answer in one piece."""
-    return respond(request, 200, headers={**_JSON, **limits}, content=_WHOLE)
+def whole(request: Request, tokens_in: int, tokens_out: int, limits: dict[str, str]) -> Response:
+    """An answer in one piece, which tells the tokens it took."""
+    usage = {
+        "prompt_tokens": tokens_in,
+        "completion_tokens": tokens_out,
+        "total_tokens": tokens_in + tokens_out,
+    }
+    content = json.dumps({**_ANSWER, "usage": usage}).encode()
+    return respond(request, 200, headers={**_JSON, **limits}, content=content)
 
 
 def streamed(request: Request, limits: dict[str, str], before: Callable[[int], Awaitable[None]]) -> Response:
@@ -135,11 +141,11 @@ def fault_of(response: Response, body: bytes) -> str | None:
     """
     if response.status_code != 200:
         return f"status {response.status_code}"
-    if body.startswith(b"{"):
-        return None if body.endswith(b"}") else HALF
-    if b'data: {"error"' in body:
-        return "error in the stream"
-    return None if DONE in body else HALF
+    if is_event_stream(response.headers):
+        if b'data: {"error"' in body:
+            return "error in the stream"
+        return None if DONE in body else HALF
+    return HALF if body.startswith(b"{") and parse_loosely(body) is None else None
 
 
 def limit_headers(buckets: dict[str, tuple[float, Bucket]], now: float) -> dict[str, str]:

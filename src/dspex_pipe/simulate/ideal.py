@@ -15,29 +15,30 @@ __all__ = ["servable"]
 def servable(model: ProviderModel, workload: Workload, seed: int) -> tuple[float, ...]:
     """When those calls of a workload begin that can be answered.
 
-    A call that comes while the provider is down is lost: nobody knows for how long. Any other is sent when
-    its turn has come, as the limits and the capacity allow, in order of arrival; it is lost, too, when its
-    caller's patience ends before. None is sent in vain, and each takes the provider's mean time.
+    A call that comes while the provider is down is lost, as nobody knows for how long; only a batch waits.
+    Any other is sent when its turn has come, as the limits and the capacity allow, in order of arrival; it is
+    lost, too, when its caller's patience ends before. None is sent in vain, and each takes the provider's
+    mean time.
     """
-    ideal, callers = _Ideal(model, workload.patience), workload.callers(seed)
+    ideal, callers = _Ideal(model, workload), workload.callers(seed)
     if workload.rate is not None:
-        for call in callers[0].arrivals(workload.rate):
-            ideal.ended(call)
+        for arrival in callers[0].arrivals(workload.rate):
+            ideal.ended(arrival)
         return tuple(ideal.served)
     due = [(0.0, number) for number in range(len(callers))]
     while due:
         now, number = heapq.heappop(due)
-        caller = callers[number]
-        again = ideal.ended(caller.call(now)) + caller.pause()
-        if again < workload.duration:
-            heapq.heappush(due, (again, number))
+        call = callers[number].next(now)
+        if call is not None:
+            heapq.heappush(due, (ideal.ended(call) + callers[number].pause(), number))
     return tuple(ideal.served)
 
 
 class _Ideal:
-    def __init__(self, model: ProviderModel, patience: float) -> None:
+    def __init__(self, model: ProviderModel, workload: Workload) -> None:
         self._model = model
-        self._patience = patience
+        self._patience = workload.patience
+        self._waits = workload.calls is not None
         self._limits = model.limits()
         self._workers = evolve(model, queue=None).workers()  # nobody is sent away: they wait outside
         self._last = 0.0
@@ -46,7 +47,7 @@ class _Ideal:
     def ended(self, call: Call) -> float:
         """When a call has ended; they come in order of time."""
         model, now = self._model, call.started
-        if model.back_up(now) > now:
+        if model.back_up(now) > now and not self._waits:
             return now
         sent = max(now, self._last)
         sent = model.back_up(sent + self._limits.wait(call.tokens, sent))

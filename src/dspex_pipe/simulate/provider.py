@@ -303,7 +303,7 @@ class Provider:
             return await self._stream(request, call, turn - now, length, told)
         call.billed += call.tokens  # whether or not anybody waits for it to the end
         await self._wait(request, turn - now + length)
-        return answers.whole(request, told)
+        return answers.whole(request, call.tokens_in, call.tokens_out, told)
 
     async def _stream(
         self, request: Request, call: Call, queued: float, length: float, told: dict[str, str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -115,6 +116,7 @@ class _Run:
         provider = Provider(model, self._io, seed)
         self._transport = self._pipeline.async_transport(provider, refusals="raise", io=self._io)
         self._calls: list[Call] = []
+        self._bug: Exception | None = None
         self._changes: list[Change] = []
         self._decisions: Counter[str] = Counter()
 
@@ -126,18 +128,21 @@ class _Run:
             tasks = [self._user(call) for call in callers[0].arrivals(workload.rate)]
         else:
             tasks = [self._worker(caller) for caller in callers]
-        for result in self._io.run_all(*tasks):
-            if isinstance(result, BaseException):
-                raise result
-        self._io.run(self._pipeline.aclose())
+        try:
+            for result in self._io.run_all(*tasks):
+                if isinstance(result, BaseException):
+                    raise result
+        finally:
+            self._io.run(self._pipeline.aclose())
 
     def report(self) -> Report:
         """What came of it."""
+        end = self._workload.until
         return Report(
             layers=repr(self._pipeline),
             seed=self._seed,
             start=0.0,
-            end=self._workload.duration,
+            end=end if end < math.inf else max(call.ended for call in self._calls),
             calls=tuple(self._calls),
             servable=servable(self._model, self._workload, self._seed),
             changes=tuple(self._changes),
@@ -150,11 +155,13 @@ class _Run:
         await self._make(call)
 
     async def _worker(self, caller: Caller) -> None:
-        while self._io.now() < self._workload.duration:
-            await self._make(caller.call(self._io.now()))
+        while (call := caller.next(self._io.now())) is not None:
+            await self._make(call)
             await self._io.sleep(caller.pause())
 
     async def _make(self, call: Call) -> None:
+        if self._bug is not None:
+            return  # no use going on
         self._calls.append(call)
         try:
             call.failure = await self._io.bounded(self._ask(call), self._workload.patience)
@@ -162,6 +169,9 @@ class _Run:
             call.failure = "the caller gave up"
         except self._http.HTTPError as exc:
             call.failure = type(exc).__name__
+        except Exception as exc:
+            self._bug = exc
+            raise
         call.ended = self._io.now()
 
     async def _ask(self, call: Call) -> str | None:

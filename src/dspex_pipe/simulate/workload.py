@@ -60,11 +60,12 @@ class Call:
         return max(0, self.billed - self.tokens) if self.failure is None else self.billed
 
     def content(self) -> bytes:
-        """Its body, as a caller writes it."""
+        """Its body, as a caller writes it; a word is a token."""
+        question = f"question {self.prompt}" + " word" * (self.tokens_in - 2)
         return json.dumps(
             {
                 "model": "simulated",
-                "messages": [{"role": "user", "content": f"question {self.prompt}"}],
+                "messages": [{"role": "user", "content": question}],
                 "max_tokens": self.tokens_out,
                 "stream": self.streams,
             }
@@ -88,9 +89,12 @@ class Workload:
     Args:
         rate: Calls a second, at random moments (a Poisson process), however the others fare: users.
         workers: Callers of which each makes its next call when the last one has ended; all of them begin at
-            once: a batch.
-        think: Seconds between two calls of a worker, on average; drawn from an exponential distribution.
-        duration: Seconds in which calls begin.
+            once.
+        calls: How many calls the workers make together, of which each is made once, whatever comes of it: a
+            batch. The report ends with the last of them, so it tells how long the batch took.
+        think: Seconds between two calls of a worker, on average; drawn from an exponential distribution. Zero
+            for none, with ``calls``.
+        duration: Seconds in which calls begin; by default 600, and with ``calls`` until all are made.
         prompts: How many different questions there are; ``None``: none is asked twice.
         zipf: How much more often some questions are asked: the n-th as often as ``1 / n ** zipf``.
         tokens_in: Tokens of a prompt, on average; evenly from half to one and a half times as many.
@@ -99,13 +103,15 @@ class Workload:
         patience: Seconds after which a caller gives up, and cancels its call.
 
     Raises:
-        ValueError: Both of ``rate`` and ``workers``, or neither; or a value is not allowed.
+        ValueError: Both of ``rate`` and ``workers``, or neither; ``calls`` without workers; or a value is not
+            allowed.
     """
 
     rate: float | None = field(default=None, validator=optional(_positive))
     workers: int | None = field(default=None, validator=optional(whole(1)))
-    think: float = field(default=1.0, validator=seconds())
-    duration: float = field(default=600.0, validator=seconds())
+    calls: int | None = field(default=None, validator=optional(whole(1)))
+    think: float = field(default=1.0, validator=seconds(zero=True))
+    duration: float | None = field(default=None, validator=optional(seconds()))
     prompts: int | None = field(default=None, validator=optional(whole(1)))
     zipf: float = field(
         default=1.0,
@@ -124,6 +130,19 @@ class Workload:
                 "Workload() takes either rate=, calls a second, or workers=, callers at once; "
                 f"got rate={self.rate!r}, workers={self.workers!r}"
             )
+        if self.calls is not None and self.workers is None:
+            raise ValueError(f"Workload(calls=…) takes workers=, too, who make them; got calls={self.calls}")
+        if self.think == 0 and self.calls is None:
+            raise ValueError(
+                "Workload(think=0) takes calls=, too: a worker that is refused at once would never end"
+            )
+
+    @property
+    def until(self) -> float:
+        """When the last calls begin, in seconds; infinite for a batch."""
+        if self.duration is None:
+            return 600.0 if self.calls is None else math.inf
+        return self.duration
 
     @property
     def most_tokens(self) -> int:
@@ -132,21 +151,23 @@ class Workload:
 
     def callers(self, seed: int) -> list[Caller]:
         """Those who call; with the same seed they ask the same."""
-        questions = _Questions(self)
+        questions = _Questions(self)  # shared: they ask for the next in turn
         if self.workers is not None:
             return [Caller(self, questions, Random(f"{seed}/{n}")) for n in range(self.workers)]  # noqa: S311
         return [Caller(self, questions, Random(f"{seed}/users"))]  # noqa: S311
 
 
 class _Questions:
-    """Which question is asked next."""
+    """Which question is asked next, and whether there is one."""
 
     def __init__(self, workload: Workload) -> None:
+        self.left = math.inf if workload.calls is None else workload.calls
         self._new = itertools.count()
         weights = [1 / n**workload.zipf for n in range(1, (workload.prompts or 0) + 1)]
         self._sums = list(itertools.accumulate(weights))
 
     def next(self, random: Random) -> int:
+        self.left -= 1
         if not self._sums:
             return next(self._new)
         return bisect(self._sums, random.random() * self._sums[-1])
@@ -166,8 +187,23 @@ class Caller:
         self._questions = questions
         self._random = random
 
-    def call(self, now: float) -> Call:
-        """The next call."""
+    def next(self, now: float) -> Call | None:
+        """A worker's next call; ``None`` when it has no more to make."""
+        return self._call(now) if now < self._workload.until and self._questions.left > 0 else None
+
+    def pause(self) -> float:
+        """Seconds that a worker pauses."""
+        think = self._workload.think
+        return self._random.expovariate(1 / think) if think else 0.0
+
+    def arrivals(self, rate: float) -> Iterator[Call]:
+        """All calls of the users, in the order in which they come."""
+        now = self._random.expovariate(rate)
+        while now < self._workload.until:
+            yield self._call(now)
+            now += self._random.expovariate(rate)
+
+    def _call(self, now: float) -> Call:
         workload, number = self._workload, self._questions.next(self._random)
         about = Random(number)  # noqa: S311 # the same question is as long each time
         return Call(
@@ -177,17 +213,6 @@ class Caller:
             tokens_out=_about(workload.tokens_out, about),
             streams=self._random.random() < workload.streaming,
         )
-
-    def pause(self) -> float:
-        """Seconds that a worker pauses."""
-        return self._random.expovariate(1 / self._workload.think)
-
-    def arrivals(self, rate: float) -> Iterator[Call]:
-        """All calls of the users, in the order in which they come."""
-        now = self._random.expovariate(rate)
-        while now < self._workload.duration:
-            yield self.call(now)
-            now += self._random.expovariate(rate)
 
 
 def _about(mean: int, random: Random) -> int:
