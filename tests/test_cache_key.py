@@ -10,7 +10,17 @@ from hypothesis import given, strategies as st
 
 from dspex_pipe import Cache, Pipeline
 from dspex_pipe.caching.content import is_worth_keeping, why_not
-from dspex_pipe.caching.key import CREDENTIALS, canonical, credential_digest, difference, key_parts
+from dspex_pipe.caching.key import (
+    CREDENTIALS,
+    NO_CONTENT,
+    KeyParts,
+    canonical,
+    content_digest,
+    credential_digest,
+    difference,
+    taken,
+)
+from dspex_pipe.caching.question import Question, Questions
 from dspex_pipe.testing import Reply, Script, VirtualIO
 from dspex_pipe.wire import recognise
 
@@ -21,6 +31,11 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=12,
 )
+
+
+def key_parts(method, url, content, *, only=None, **parts):
+    content = taken(content, only)
+    return KeyParts(method, url, content_digest(content), content=content, **parts)
 
 
 def digest(body, **changes):
@@ -122,6 +137,52 @@ def test_parts_print_and_are_compared_by_path():
     assert 'body      {"messages":[{"content":"hi","role":"user"}],"model":"m","n":1}' in str(a)
     longer = key_parts("POST", "http://x/", {"messages": [1, 2]}, identity="i")
     assert "body.messages" in difference(a, longer)[0]
+
+
+# What a body asks
+
+
+CHAT = "/v1/chat/completions"
+
+
+def body_of(**fields):
+    return json.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}], **fields}).encode()
+
+
+def test_a_question_is_read_once_and_answered_alike_ever_after():
+    questions = Questions()
+    first = questions.read("POST", CHAT, body_of())
+    assert first == Question(content_digest(canonical(body_of())), None, recognise("POST", CHAT, body_of()))
+    assert questions.read("POST", CHAT, body_of()) is first
+    assert questions.read("POST", CHAT, body_of(n=1)).digest != first.digest
+    assert questions.read("POST", CHAT, json.dumps(json.loads(body_of()), indent=1).encode()) == first
+    # the path says what the body is
+    assert questions.read("POST", "/v1/other", body_of()) == Question(first.digest)
+    assert questions.read("GET", CHAT, b"").digest == NO_CONTENT
+
+
+def test_only_the_newest_questions_are_remembered():
+    questions = Questions()
+    first = questions.read("POST", CHAT, body_of())
+    for number in range(1023):
+        questions.read("POST", CHAT, body_of(n=number))
+    assert questions.read("POST", CHAT, body_of()) is first  # and is the newest now
+    questions.read("POST", CHAT, body_of(n=-1))
+    assert questions.read("POST", CHAT, body_of()) is first
+    for number in range(1024):
+        questions.read("POST", CHAT, body_of(seed=number))
+    again = questions.read("POST", CHAT, body_of())
+    assert again == first
+    assert again is not first
+
+
+def test_only_some_fields_of_a_question_count_where_it_is_wanted_so():
+    questions = Questions(only=("model", "messages"))
+    one, other = (questions.read("POST", CHAT, body_of(n=n)) for n in (1, 2))
+    assert one == other
+    stateful = questions.read("POST", "/v1/responses", body_of(input="hi", previous_response_id="r"))
+    assert stateful.why_not == "it asks for server-side state (previous_response_id)"
+    assert questions.read("POST", CHAT, None).why_not == "the request's body is a stream"
 
 
 # Identity

@@ -123,17 +123,15 @@ class Record:
         """Seconds until the deadline, negative when it has passed; ``None`` without one."""
         return None if self.deadline is None else self.deadline - self.now()
 
-    def completion(self, request: Request, document: Any = None) -> Completion | None:
-        """Which LLM completion the request is; worked out once, by whoever asks first.
-
-        Args:
-            request: The request.
-            document: What its body holds, for who has parsed it.
-        """
+    def completion(self, request: Request) -> Completion | None:
+        """Which LLM completion the request is; worked out once, by whoever asks first."""
         if self._completion is None:
-            known = recognise(request.method, request.url.path, content_of(request), document)
-            self._completion = (known,)
+            self._completion = (recognise(request.method, request.url.path, content_of(request)),)
         return self._completion[0]
+
+    def recognised(self, completion: Completion | None) -> None:
+        """Take from who has read the request which LLM completion it is, if it is one."""
+        self._completion = (completion,)
 
 
 def record_of(request: Request) -> Record:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CREDENTIALS",
+    "NO_CONTENT",
     "KeyParts",
     "canonical",
+    "content_digest",
     "credential_digest",
     "difference",
-    "key_parts",
     "plain_headers",
+    "taken",
 ]
 
 CREDENTIALS = (
@@ -36,6 +38,9 @@ CREDENTIALS = (
 """The headers that say who is asking."""
 
 
+_text = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+
+
 @frozen
 class KeyParts:
     """All that goes into a cache key; ``str`` shows it, ``digest`` is the key.
@@ -43,18 +48,20 @@ class KeyParts:
     Args:
         method: The HTTP method.
         url: The URL, without its userinfo and fragment.
-        body: What the key takes of the body.
+        body: The `content_digest` of the body.
         vary: The chosen request headers, with their values.
         identity: Who is asking: a digest, or ``shared``.
         sample: Which of several samples of one prompt.
+        content: What the key takes of the body, to be shown.
     """
 
     method: str
     url: str
-    body: Any = None
+    body: str
     vary: Mapping[str, str] = field(factory=dict)
     identity: str = "shared"
     sample: int = 0
+    content: Any = None
 
     @property
     def digest(self) -> str:
@@ -67,41 +74,12 @@ class KeyParts:
             "key": self.digest,
             "method": self.method,
             "url": self.url,
-            "body": _text(self.body),
+            "body": _text(self.content),
             "vary": _text(dict(self.vary)),
             "identity": self.identity,
             "sample": str(self.sample),
         }
         return "\n".join(f"{name:<9} {value}" for name, value in rows.items())
-
-
-def key_parts(
-    method: str,
-    url: str,
-    content: Any,
-    *,
-    only: Iterable[str] | None = None,
-    vary: Mapping[str, str] | None = None,
-    identity: str,
-    sample: int = 0,
-) -> KeyParts:
-    """The parts of a request's key.
-
-    Args:
-        method: The HTTP method.
-        url: The URL, without its userinfo.
-        content: The whole body, `canonical`.
-        only: Fields of a JSON body that count; by default all of it counts.
-        vary: Request headers that count, with their values.
-        identity: Who is asking.
-        sample: Which of several samples.
-    """
-    if only is not None and isinstance(content, dict):
-        content = {name: content[name] for name in only if name in content}
-    return KeyParts(method, url, content, vary or {}, identity, sample)
-
-
-_NOTHING = f"sha256:{hashlib.sha256().hexdigest()}"
 
 
 def canonical(body: bytes) -> Any:
@@ -110,15 +88,25 @@ def canonical(body: bytes) -> Any:
     A body that is not JSON, or that a server might read differently than we do (a key given twice), counts
     byte by byte: then it is a digest of itself.
     """
-    if not body:
-        return _NOTHING
     try:
         return parse(body)
     except (ValueError, RecursionError):
         return f"sha256:{hashlib.sha256(body).hexdigest()}"
 
 
-_text = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+def taken(content: Any, only: Collection[str] | None) -> Any:
+    """What a key takes of a `canonical` body: these fields of an object, or all of it."""
+    if only is None or not isinstance(content, dict):
+        return content
+    return {name: content[name] for name in only if name in content}
+
+
+def content_digest(content: Any) -> str:
+    """SHA-256 over what a key takes of a body, in hexadecimal."""
+    return hashlib.sha256(_text(content).encode()).hexdigest()
+
+
+NO_CONTENT = content_digest(canonical(b""))
 
 
 def plain_headers(request: Request) -> dict[str, str]:
@@ -161,8 +149,9 @@ def _telling(name: str, value: str | None) -> str | None:
 def difference(one: KeyParts, other: KeyParts) -> list[str]:
     """Where two keys differ, part by part; within JSON, by the path of the value."""
     found: list[str] = []
-    for name in ("method", "url", "body", "vary", "identity", "sample"):
-        _compare(name, getattr(one, name), getattr(other, name), found)
+    for name in ("method", "url", "content", "vary", "identity", "sample"):
+        shown = "body" if name == "content" else name
+        _compare(shown, getattr(one, name), getattr(other, name), found)
     return found
 
 

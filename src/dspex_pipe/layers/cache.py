@@ -17,18 +17,20 @@ from attrs import asdict, evolve, field, frozen
 from ..body import content_of
 from ..caching.by_content import ByContent
 from ..caching.by_rules import ByRules
-from ..caching.content import why_not
 from ..caching.exchange import MODES, Exchange, Tally
 from ..caching.http import CONDITIONS
 from ..caching.key import (
     CREDENTIALS,
+    NO_CONTENT,
     KeyParts,
     canonical,
+    content_digest,
     credential_digest,
     difference,
-    key_parts,
     plain_headers,
+    taken,
 )
+from ..caching.question import Question, Questions
 from ..caching.storage import Storage
 from ..config import brief, check, flag, one_of, optional, seconds
 from ..events import Record, record_of
@@ -36,13 +38,12 @@ from ..options import Converter, switch
 from ..stores.disk import DiskStore
 from ..stores.memory import MemoryStore
 from ..stores.secret import load_secret, secret_path
-from ..wire import form_of, parse_loosely
+from ..wire import form_of
 
 if TYPE_CHECKING:
     from ..chain import Handler
     from ..family import Request, Response
     from ..io import IO
-    from ..wire import Completion
 
 __all__ = ["Cache"]
 
@@ -51,6 +52,8 @@ Mode: TypeAlias = Literal["on", "off", "read_only", "write_only", "refresh", "on
 
 # Callers whose digests are remembered.
 _CALLERS = 128
+# The fields of a body that count with ``key="messages"``.
+_MESSAGES = ("model", "messages", "input", "prompt", "stream")
 # What changes the meaning of a provider's body.
 _VARY = ("anthropic-beta", "anthropic-version", "openai-beta", "openai-organization", "openai-project")
 _NEGOTIATED = ("accept", "accept-encoding", "accept-language")
@@ -205,6 +208,8 @@ class Caching:
         # the dearest part of a key, and few callers share a client
         self._digest = lru_cache(maxsize=_CALLERS)(self._digest_of)
         self._tally = Tally()
+        self._only = _MESSAGES if config.key == "messages" else None
+        self._questions = Questions(self._only)
         self._by_content = ByContent(self.storage, config.ttl)
         self._by_rules = ByRules(
             self.storage,
@@ -247,13 +252,11 @@ class Caching:
         # who asks for a part, or whether something has changed, wants no answer that another had
         question = None if CONDITIONS & headers.keys() else self._question(request, body, record)
         if question is not None:
-            content, said, completion = question
-            reason = "the request's body is a stream" if body is None else why_not(said)
-            if reason is not None:
-                record.emit("Cache", "passes by", reason)
+            if question.why_not is not None:
+                record.emit("Cache", "passes by", question.why_not)
                 return await call_next(request)
-            call.key = self._key(request, headers, content, record.options.get("sample", 0)).digest
-            call.format = None if completion is None else completion.format
+            call.key = self._key(request, headers, question.digest, record.options.get("sample", 0)).digest
+            call.format = None if question.completion is None else question.completion.format
             return await self._by_content.answer(call)
         if request.method in {"GET", "HEAD"}:
             if body != b"":
@@ -265,31 +268,25 @@ class Caching:
         await self._by_rules.forget(call, response)
         return response
 
-    def _question(
-        self, request: Request, body: bytes | None, record: Record
-    ) -> tuple[Any, Any, Completion | None] | None:
-        """Of a request that is kept by content: its content, what it says, and its format."""
+    def _question(self, request: Request, body: bytes | None, record: Record) -> Question | None:
+        """What a request asks that is kept by content."""
         config = self.config
         chosen = (config.match is not None and config.match(request)) or (
             config.ttl is not None and request.method == "GET"
         )
         if not chosen and form_of(request.method, request.url.path) is None:
             return None
-        content = said = None if body is None else canonical(body)
-        if body is not None and not isinstance(content, dict):
-            said = parse_loosely(body)  # its key is taken byte by byte, since servers may read it differently
-        completion = record.completion(request, said)
-        return (content, said, completion) if chosen or completion is not None else None
+        question = self._questions.read(request.method, request.url.path, body)
+        record.recognised(question.completion)
+        return question if chosen or question.completion is not None else None
 
     # Keys
 
-    def _key(self, request: Request, headers: Mapping[str, str], content: Any, sample: int) -> KeyParts:
-        config = self.config
-        return key_parts(
+    def _key(self, request: Request, headers: Mapping[str, str], body: str, sample: int) -> KeyParts:
+        return KeyParts(
             request.method,
             _plain(request.url),
-            content,
-            only=("model", "messages", "input", "prompt", "stream") if config.key == "messages" else None,
+            body,
             vary={name: headers.get(name, "") for name in self._vary(request)},
             identity=self._identity(request, headers),
             sample=sample,
@@ -305,7 +302,7 @@ class Caching:
         """The key of what HTTP's rules keep for whoever sends this request."""
         kind = "shared" if self.config.shared else "private"
         identity = self._identity(request, plain_headers(request) if headers is None else headers)
-        return key_parts(method, url, canonical(b""), identity=f"{kind} {identity}").digest
+        return KeyParts(method, url, NO_CONTENT, identity=f"{kind} {identity}").digest
 
     def _identity(self, request: Request, headers: Mapping[str, str]) -> str:
         namespace = self.config.namespace
@@ -339,14 +336,15 @@ class Caching:
 
         The text holds the body: it is for the caller's eyes.
         """
-        one, *others = (
-            self._key(each, plain_headers(each), canonical(content_of(each) or b""), 0)
-            for each in (request, other)
-            if each is not None
-        )
+        one, *others = (self._shown_key(each) for each in (request, other) if each is not None)
         if not others:
             return str(one)
         return "\n".join(difference(one, others[0])) or "the keys are the same"
+
+    def _shown_key(self, request: Request) -> KeyParts:
+        content = taken(canonical(content_of(request) or b""), self._only)
+        key = self._key(request, plain_headers(request), content_digest(content), 0)
+        return evolve(key, content=content)
 
 
 def _plain(url: Any) -> str:
