@@ -283,9 +283,10 @@ class Breaking:
         key, record = self._key(request), record_of(request)
         with self._lock:
             self._settle_dropped()
-            circuit = self._circuits.get(key, io.now())
+            now = io.now()
+            circuit = self._circuits.get(key, now)
             before = circuit.state
-            admitted = circuit.admit(io.now())
+            admitted = circuit.admit(now)
             after, last_failure = circuit.state, circuit.last_failure
         if after is not before:
             record.emit("Breaker", "half-opens", key)

@@ -132,9 +132,12 @@ class Reserve(GCRA):
     def __init__(self, longest: float = math.inf, after: int = 0) -> None:
         self.longest = longest
         self.after = after
+        self.found: State = ()
+        """The state before, in which the call has found the rates."""
 
     def step(self, rates: list[Rate], state: State, now: float, weight: int) -> tuple[State, Decision]:
         """Take the slot, unless it is too far off; ``retry_after_ms`` is the wait in both cases."""
+        self.found = state
         now_us = round(now * 1000)
         at, slowest = max(now_us, self.after), rates[0]
         for rate, tat in zip(rates, state, strict=True):
@@ -188,7 +191,6 @@ class Schedule:
         """See `RateStore.reserve`."""
         self._tidy(now)
         after = self.slots[-1].at if self.slots else 0
-        before = self.state
         reserve = Reserve(_whole(longest), after)
         decision = self._store.check(reserve, self.rates, now * 1000, slot.weight)
         slot.granted = decision.allowed
@@ -198,7 +200,7 @@ class Schedule:
         slot.at = round(now * _US) + round(decision.retry_after_ms * 1000)
         if slot.granted and slot.wait:
             if not self.slots:
-                self._base = before
+                self._base = reserve.found
             self.slots.append(slot)
 
     def leave(self, slot: Slot) -> None:
