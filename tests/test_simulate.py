@@ -391,6 +391,26 @@ def test_everything_can_be_served_within_the_limits():
     assert report.servable == tuple(call.started for call in report.calls)
 
 
+def test_a_call_is_as_quick_with_one_stack_as_with_another():
+    provider = ProviderModel(outages=[Outage(20, 40)], faults=[Status(500, rate=0.1)])
+    took = []
+    for layers in ([], [SdkRetry()]):
+        calls = simulate(layers, provider, Workload(rate=5, duration=60)).calls
+        first = [call for call in calls if len(call.sent) == 1 and call.failure is None]
+        took.append({call.number: call.ended - call.started for call in first})
+    both = took[0].keys() & took[1].keys()
+    assert len(both) > 100
+    assert all(took[0][number] == pytest.approx(took[1][number]) for number in both)
+
+
+def test_what_is_left_to_chance_does_not_happen_together():
+    half = [Status(500, rate=0.5)]
+    provider = ProviderModel(faults=half, outages=[Outage(0, 500, rate=0.5), Outage(0, 500, rate=0.5)])
+    report = simulate([], provider, Workload(rate=5, duration=500))
+    # with one and the same luck for all three it would be a half
+    assert report.answered / len(report.calls) == pytest.approx(1 / 8, abs=0.03)
+
+
 def test_a_batch_is_over_when_all_its_calls_are_made():
     provider = ProviderModel(median=1, p99=1, round_trip=0.5)
     report = simulate([], provider, Workload(workers=10, calls=105, think=0))
@@ -530,7 +550,7 @@ def made_of(*calls, **more):
 
 def call(started, ended, failure=None, sent=(), billed=0):
     return Call(
-        started, 0, 60, 40, streams=False, ended=ended, failure=failure, sent=list(sent), billed=billed
+        started, 1, 0, 60, 40, streams=False, ended=ended, failure=failure, sent=list(sent), billed=billed
     )
 
 

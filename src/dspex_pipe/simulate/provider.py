@@ -262,14 +262,14 @@ class Provider:
     def __init__(self, model: ProviderModel, io: IO, seed: int) -> None:
         self._model = model
         self._io = io
-        self._random = Random(f"{seed}/provider")  # noqa: S311 - a model, not secrets
+        self._seed = seed
         self._limits = model.limits()
         self._workers = model.workers()
         self._outages = [
-            (outage, Chaos(outage.fault, rate=outage.rate, seed=seed + number).build())
+            (outage, Chaos(outage.fault, rate=outage.rate, seed=_seed(seed, f"outage {number}")).build())
             for number, outage in enumerate(model.outages)
         ]
-        self._faults = Chaos(*model.faults, seed=seed).build() if model.faults else None
+        self._faults = Chaos(*model.faults, seed=_seed(seed, "faults")).build() if model.faults else None
 
     async def handle_async_request(self, request: Request) -> Response:
         """Answer, as an async transport does."""
@@ -294,7 +294,9 @@ class Provider:
         if refused is not None:
             name, wait = refused
             return answers.throttled(request, name, wait if model.tells_wait else math.inf, told)
-        length = model.median * math.exp(model.spread * self._random.gauss(0.0, 1.0))
+        # by call and attempt: so a call is as quick with one stack as with another
+        luck = Random(f"{self._seed}/{call.number}/{len(call.sent)}")  # noqa: S311 - a model, not secrets
+        length = model.median * math.exp(model.spread * luck.gauss(0.0, 1.0))
         turn = self._workers.turn(now)
         if turn is None:
             return answers.overloaded(request)
@@ -334,3 +336,8 @@ class Provider:
         else:
             await self._io.sleep(patience)
             raise read_timeout("the provider was silent for too long", request)
+
+
+def _seed(seed: int, what: str) -> int:
+    """A seed for each thing that is left to chance: with the same, one would happen whenever another does."""
+    return Random(f"{seed}/{what}").getrandbits(32)  # noqa: S311 - a model, not secrets

@@ -26,6 +26,7 @@ class Call:
 
     Args:
         started: When its caller began it.
+        number: Of all calls, in the order in which they were made.
         prompt: The number of its prompt: the same number is the same question.
         tokens_in: Tokens that it asks with.
         tokens_out: Tokens of its answer.
@@ -38,6 +39,7 @@ class Call:
     """
 
     started: float
+    number: int
     prompt: int
     tokens_in: int
     tokens_out: int
@@ -161,13 +163,18 @@ class _Questions:
     """Which question is asked next, and whether there is one."""
 
     def __init__(self, workload: Workload) -> None:
-        self.left = math.inf if workload.calls is None else workload.calls
+        self.asked = 0
+        self._most = math.inf if workload.calls is None else workload.calls
         self._new = itertools.count()
         weights = [1 / n**workload.zipf for n in range(1, (workload.prompts or 0) + 1)]
         self._sums = list(itertools.accumulate(weights))
 
+    @property
+    def is_over(self) -> bool:
+        return self.asked >= self._most
+
     def next(self, random: Random) -> int:
-        self.left -= 1
+        self.asked += 1
         if not self._sums:
             return next(self._new)
         return bisect(self._sums, random.random() * self._sums[-1])
@@ -189,7 +196,7 @@ class Caller:
 
     def next(self, now: float) -> Call | None:
         """A worker's next call; ``None`` when it has no more to make."""
-        return self._call(now) if now < self._workload.until and self._questions.left > 0 else None
+        return self._call(now) if now < self._workload.until and not self._questions.is_over else None
 
     def pause(self) -> float:
         """Seconds that a worker pauses."""
@@ -204,11 +211,12 @@ class Caller:
             now += self._random.expovariate(rate)
 
     def _call(self, now: float) -> Call:
-        workload, number = self._workload, self._questions.next(self._random)
-        about = Random(number)  # noqa: S311 # the same question is as long each time
+        workload, prompt = self._workload, self._questions.next(self._random)
+        about = Random(prompt)  # noqa: S311 # the same question is as long each time
         return Call(
             started=now,
-            prompt=number,
+            number=self._questions.asked,
+            prompt=prompt,
             tokens_in=_about(workload.tokens_in, about),
             tokens_out=_about(workload.tokens_out, about),
             streams=self._random.random() < workload.streaming,
