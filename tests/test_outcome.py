@@ -417,6 +417,11 @@ FULL = {
     "x-ratelimit-remaining-tokens": "45000",
     "x-ratelimit-reset-tokens": "30s",
 }
+OF_A_DAY = {
+    "x-ratelimit-limit-requests": "10000",
+    "x-ratelimit-remaining-requests": "9500",
+    "x-ratelimit-reset-requests": "1h12m0s",
+}
 SPENT_TOKENS = {
     "anthropic-ratelimit-requests-limit": "50",
     "anthropic-ratelimit-requests-remaining": "49",
@@ -440,6 +445,9 @@ SPENT_TOKENS = {
         ({**FULL, "x-ratelimit-limit-requests": "-1"}, (), (None, None)),
         ({**FULL, "x-ratelimit-reset-requests": "0s"}, ("rate_limit_exceeded",), (None, None)),
         ({**FULL, "x-ratelimit-remaining-requests": "900"}, ("requests",), (None, None)),
+        # the minute's requests are spent, and the headers tell of those of the day
+        ({**OF_A_DAY, "retry-after-ms": "120"}, ("requests",), (0.12, None)),
+        ({**OF_A_DAY, "x-ratelimit-remaining-requests": "0"}, ("requests",), (0.432, Pace(0.432, True))),
         (SPENT_TOKENS, ("rate_limit_error",), (4, Pace(4, False))),
         ({"retry-after": "4"}, ("requests",), (4, None)),
         ({}, (), (None, None)),

@@ -25,6 +25,7 @@ _OPENAI = ("requests", "tokens")
 _ANTHROPIC = ("requests", "tokens", "input-tokens", "output-tokens")
 _WORDS = ("limit", "remaining", "reset")
 _LARGE = 0.1
+_SHORT = 600.0  # seconds: more than a minute's limit takes to fill up, and less than an hour's
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _PART = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)(h|ms|us|µs|ns|m|s)", re.ASCII)
 _DURATION = re.compile(rf"(?:{_PART.pattern})+", re.ASCII)
@@ -38,6 +39,11 @@ class _Limit(NamedTuple):
     size: float
     left: float
     reset: float
+
+    @property
+    def period(self) -> float:
+        """Seconds in which all of it fills up, if some is missing."""
+        return self.reset * self.size / (self.size - self.left)
 
 
 class Pace(NamedTuple):
@@ -74,6 +80,10 @@ def told_pace(
     until it is full, tell how fast it fills. Of tokens, the call lacked those that come in until it may be
     sent again: about as many as calls take, but a tenth of the limit at most.
 
+    A name may mean a limit that no header tells of: ``requests`` are those of a minute, too, where the
+    headers are about those of a day, as OpenAI's and Groq's are for some accounts. So a limit of hours or a
+    day which is named, but has some left, has refused nothing.
+
     Args:
         headers: The refusal's.
         sent: When it was sent, in seconds since the epoch.
@@ -81,13 +91,13 @@ def told_pace(
         named: The codes of its error.
     """
     told = [limit for limit in _limits(headers, sent) if limit.size > limit.left]
+    told = [limit for limit in told if not limit.left or limit.period < _SHORT]
     paces = []
     for limit in [each for each in told if each.unit in named] or [each for each in told if not each.left]:
-        flow = (limit.size - limit.left) / limit.reset
         if limit.unit == "requests":
-            paces.append(Pace(1 / flow, steady=True))
+            paces.append(Pace(limit.period / limit.size, steady=True))
         elif wait is not None:
-            paces.append(Pace(min(wait, limit.size * _LARGE / flow), steady=False))
+            paces.append(Pace(min(wait, limit.period * _LARGE), steady=False))
     return max(paces, default=None)
 
 
