@@ -387,6 +387,10 @@ ANTHROPIC = {
         ({**OPENAI, "x-ratelimit-reset-requests": "-1"}, None),
         ({**OPENAI, "x-ratelimit-reset-requests": "soon"}, None),
         ({**OPENAI, "x-ratelimit-reset-requests": "0s"}, None),
+        ({**OPENAI, "x-ratelimit-reset-requests": "1750000042"}, 42.0),  # since the epoch
+        ({**OPENAI, "x-ratelimit-reset-requests": "1750000042500"}, 42.5),  # in milliseconds
+        ({**OPENAI, "x-ratelimit-reset-requests": "1750000042", "date": date(10)}, 32.0),
+        ({**OPENAI, "x-ratelimit-reset-requests": "1740000000"}, None),
         (
             {**OPENAI, "x-ratelimit-remaining-tokens": " 0 ", "x-ratelimit-reset-tokens": "2.5s"},
             2.5,

@@ -2,7 +2,7 @@
 
 - OpenAI, and many that speak its format: ``x-ratelimit-limit-requests``, ``x-ratelimit-remaining-requests``
   and ``x-ratelimit-reset-requests``, the same for ``tokens``; times are Go durations (``120ms``, ``6m0s``) or
-  plain seconds
+  plain seconds; gateways also send seconds, or milliseconds, since the epoch
 - Anthropic: ``anthropic-ratelimit-requests-limit``, ``…-remaining`` and ``…-reset``, the same for ``tokens``,
   ``input-tokens`` and ``output-tokens``; times are RFC 3339
 
@@ -26,6 +26,7 @@ _ANTHROPIC = ("requests", "tokens", "input-tokens", "output-tokens")
 _WORDS = ("limit", "remaining", "reset")
 _LARGE = 0.1
 _SHORT = 600.0  # seconds: more than a minute's limit takes to fill up, and less than an hour's
+_EPOCH = 1e9  # seconds: no limit takes 30 years to fill up, so it is a time, after 2001
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _PART = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)(h|ms|us|µs|ns|m|s)", re.ASCII)
 _DURATION = re.compile(rf"(?:{_PART.pattern})+", re.ASCII)
@@ -104,7 +105,7 @@ def told_pace(
 def _limits(headers: Mapping[str, str], sent: float) -> Iterator[_Limit]:
     for unit in _OPENAI:
         size, left, reset = (headers.get(f"x-ratelimit-{what}-{unit}", "") for what in _WORDS)
-        yield from _limit(unit, size, left, _duration(reset))
+        yield from _limit(unit, size, left, _duration(reset, sent))
     for unit in _ANTHROPIC:
         size, left, reset = (headers.get(f"anthropic-ratelimit-{unit}-{what}", "") for what in _WORDS)
         moment = _moment(reset)
@@ -122,12 +123,15 @@ def _number(text: str) -> float | None:
     return float(text) if _PLAIN.fullmatch(text) else None
 
 
-def _duration(text: str) -> float | None:
-    """A Go duration, or plain seconds; Azure's -1 is neither."""
+def _duration(text: str, sent: float) -> float | None:
+    """Seconds from a Go duration, plain seconds or a time since the epoch; Azure's -1 is none of them."""
     text = text.strip()
     if _DURATION.fullmatch(text):
         return sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
-    return _number(text)
+    number = _number(text)
+    if number is None or number < _EPOCH:
+        return number
+    return (number / 1000 if number >= _EPOCH * 1000 else number) - sent
 
 
 def _moment(text: str) -> float | None:
