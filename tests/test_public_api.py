@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -76,6 +79,33 @@ print(*sys.modules)
     assert not {"hishel", "pyrate_limiter", "dspex_pipe.layers.cache"} & set(done.stdout.split())
     with pytest.raises(AttributeError, match="no_such_thing"):
         dspex_pipe.no_such_thing  # noqa: B018
+
+
+def test_what_type_checkers_read_of_the_front_door_is_what_it_loads():
+    stub = ast.parse(Path(dspex_pipe.__file__).with_suffix(".pyi").read_text())
+    said = {
+        (node.module, alias.name, alias.asname)
+        for node in stub.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    parts = {(part, name, name) for part, names in dspex_pipe._PARTS.items() for name in names}
+    assert said == parts | {(None, "presets", "presets")}
+
+
+def test_the_front_door_opens_in_a_zipped_program(tmp_path):
+    home = Path(dspex_pipe.__file__).parent
+    with zipfile.ZipFile(tmp_path / "program.zip", "w") as program:
+        for path in home.rglob("*.py"):
+            program.write(path, Path("dspex_pipe", path.relative_to(home)))
+    code = f"""
+import sys
+sys.path.insert(0, {str(tmp_path / "program.zip")!r})
+from dspex_pipe import Retry, __file__
+print(__file__)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(str(tmp_path))
 
 
 def test_the_testing_room_holds_exactly_these_names():
