@@ -11,6 +11,7 @@ from typing import Any
 
 from attrs import asdict, evolve, frozen
 
+from ..extras import extra
 from .answers import HALF
 from .provider import Outage
 from .workload import Call
@@ -254,7 +255,8 @@ class Report:
         Raises:
             ImportError: matplotlib is not installed: it is in the extra ``plot``.
         """
-        from .drawing import draw  # noqa: PLC0415 - loads matplotlib
+        with extra("plot"):
+            from .drawing import draw  # noqa: PLC0415 - loads matplotlib
 
         draw(self, path)
 

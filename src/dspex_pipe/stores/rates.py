@@ -27,6 +27,7 @@ from pyrate_limiter import Rate
 from pyrate_limiter.abstracts import GCRA, Decision, State
 from pyrate_limiter.buckets import InMemoryStateStore
 
+from ..extras import extra
 from ..table import Table
 
 __all__ = ["MemoryRates", "RateStore", "RedisRates", "Reserve", "Schedule", "Slot", "StoreDown"]
@@ -343,7 +344,8 @@ class RedisRates:
     pause = 1.0
 
     def __init__(self, rates: Sequence[Rate], *, url: str, prefix: str, timeout: float) -> None:
-        import redis  # noqa: PLC0415 - an extra: only who uses it needs it
+        with extra("redis"):
+            import redis  # noqa: PLC0415
         from redis.backoff import NoBackoff  # noqa: PLC0415
         from redis.retry import Retry  # noqa: PLC0415
 
