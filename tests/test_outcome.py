@@ -442,8 +442,8 @@ SPENT_TOKENS = {
     [
         (FULL, (), (0.12, Pace(0.12, True))),
         ({**FULL, "retry-after-ms": "50"}, (), (0.05, Pace(0.12, True))),
-        ({**FULL, "retry-after": "2"}, ("tokens",), (2, Pace(2, False))),
-        ({**FULL, "retry-after": "20"}, ("tokens",), (20, Pace(6, False))),
+        ({**FULL, "retry-after": "2"}, ("tokens",), (2, Pace(0.3, False))),
+        ({**FULL, "retry-after-ms": "200"}, ("tokens",), (0.2, Pace(0.2, False))),
         (FULL, ("tokens",), (None, None)),
         ({**FULL, "x-ratelimit-limit-requests": ""}, (), (None, None)),
         ({**FULL, "x-ratelimit-limit-requests": "-1"}, (), (None, None)),
@@ -452,7 +452,7 @@ SPENT_TOKENS = {
         # the minute's requests are spent, and the headers tell of those of the day
         ({**OF_A_DAY, "retry-after-ms": "120"}, ("requests",), (0.12, None)),
         ({**OF_A_DAY, "x-ratelimit-remaining-requests": "0"}, ("requests",), (0.432, Pace(0.432, True))),
-        (SPENT_TOKENS, ("rate_limit_error",), (4, Pace(4, False))),
+        (SPENT_TOKENS, ("rate_limit_error",), (4, Pace(0.6, False))),
         ({"retry-after": "4"}, ("requests",), (4, None)),
         ({}, (), (None, None)),
     ],

@@ -335,15 +335,18 @@ def told(size, left, reset, *, unit="requests", **more):
         (told("600", "0", "1m0s", **{"retry-after-ms": "500"}), [0.5 + n / 10 for n in range(60)]),
         # the same, of which a second's worth is allowed at once; and no word of when to come back
         (told("600", "590", "1s"), [0.1 + n / 10 for n in range(60)]),
-        # a call lacked the tokens that come in within a second
-        (told("60000", "300", "59.7s", unit="tokens", **{"retry-after": "1"}), [1, 2, 2.99, 3.9701]),
-        # nobody takes more than a tenth of the tokens
-        (told("60000", "0", "1m", unit="tokens", **{"retry-after": "30"}), [30, 36, 41.94]),
+        # a call lacked the tokens that come in within half a second
+        (told("60000", "500", "59.5s", unit="tokens", **{"retry-after-ms": "500"}), [0.5, 1, 1.495, 1.98505]),
+        # a large one did: the gaps add up to no more than the minute until the limit is full
+        (
+            told("60000", "0", "1m", unit="tokens", **{"retry-after": "30"}),
+            [30 + 60 * (1 - 0.99**n) for n in range(300)],
+        ),
         (told("60000", "0", "1m", unit="tokens"), [0, 0, 0]),
         # fifty a day: no pace to go at
         (told("50", "0", "24h", **{"retry-after": "2"}), [2, 2.02, 2.0398]),
     ],
-    ids=["ten a second", "a second's worth", "tokens", "many tokens", "tokens, no word", "a day's"],
+    ids=["ten a second", "a second's worth", "tokens", "a large call", "tokens, no word", "a day's"],
 )
 def test_after_a_429_that_tells_its_limit_calls_go_as_fast_as_that_fills(world, reply, went):
     async def main():

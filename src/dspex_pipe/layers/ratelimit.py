@@ -167,7 +167,8 @@ class RateLimit:
     any queue is through within the time that the 429 asked for, and at most 100 times ``gate_pace``. But if
     the headers of the 429 tell how fast its limit fills up, as those of OpenAI and Anthropic do, they go as
     fast as that: evenly, where requests are limited, for as long as any wait here; where tokens are, of which
-    a call takes few or many, 1 % faster each time. The 429 itself is handed up; a `Retry` above decides about
+    a call takes few or many, 1 % faster each time, so that any queue is through within the time until that
+    limit is full. The 429 itself is handed up; a `Retry` above decides about
     it. An error event in a stream names no wait, and shuts nothing. The gate belongs to this process, also
     where the store is shared.
 

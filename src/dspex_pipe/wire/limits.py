@@ -24,7 +24,7 @@ __all__ = ["Pace", "told_pace", "told_reset"]
 _OPENAI = ("requests", "tokens")
 _ANTHROPIC = ("requests", "tokens", "input-tokens", "output-tokens")
 _WORDS = ("limit", "remaining", "reset")
-_LARGE = 0.1
+_PART_OF_RESET = 0.01
 _SHORT = 600.0  # seconds: more than a minute's limit takes to fill up, and less than an hour's
 _EPOCH = 1e9  # seconds: no limit takes 30 years to fill up, so it is a time, after 2001
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
@@ -79,7 +79,8 @@ def told_pace(
 
     That is the limit which the refusal names, or else any that is spent. What is missing in it, and the time
     until it is full, tell how fast it fills. Of tokens, the call lacked those that come in until it may be
-    sent again: about as many as calls take, but a tenth of the limit at most.
+    sent again; but that may have been one large call among many small ones, so the gaps, each 1 % shorter,
+    add up to no more than the time until the limit is full.
 
     A name may mean a limit that no header tells of: ``requests`` are those of a minute, too, where the
     headers are about those of a day, as OpenAI's and Groq's are for some accounts. So a limit of hours or a
@@ -98,7 +99,7 @@ def told_pace(
         if limit.unit == "requests":
             paces.append(Pace(limit.period / limit.size, steady=True))
         elif wait is not None:
-            paces.append(Pace(min(wait, limit.period * _LARGE), steady=False))
+            paces.append(Pace(min(wait, limit.reset * _PART_OF_RESET), steady=False))
     return max(paces, default=None)
 
 
