@@ -178,7 +178,9 @@ class RateLimit:
         rpm: Requests per minute: short for ``Rate(rpm, 60_000)``.
         key: What is limited together: a function of the request; by default the origin, and the model of an
             LLM call. `snapshot` shows the keys, so return no credential.
-        max_wait: Seconds that a call waits here at most; ``None`` for no bound but its deadline.
+        max_wait: Seconds that a call waits here at most; ``None`` for no bound but its deadline. Set it well
+            below the time after which callers give up, if they do: else, under lasting overload, whoever is
+            let through has left.
         max_queue: Calls of one key that wait at most (with a shared store: that wait or ask); one more is
             refused unless it can go at once. ``None`` for no bound.
         weight: Units that a call takes of every rate: a number, or a function of the request.
