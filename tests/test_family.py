@@ -139,6 +139,18 @@ def test_respond_makes_a_whole_response_of_the_requests_library(http):
     assert response.headers["content-length"] == "9"
 
 
+def test_respond_writes_json(http):
+    request = http.Request("GET", URL)
+    response = respond(request, 200, json={"choices": []}, headers={"x-a": "1"})
+    assert response.read() == b'{"choices": []}'
+    assert response.json() == {"choices": []}
+    assert dict(response.headers) == {"content-type": "application/json", "x-a": "1", "content-length": "15"}
+    typed = respond(request, 400, json=None, headers=[("Content-Type", "application/problem+json")])
+    assert (typed.read(), typed.headers["content-type"]) == (b"", "application/problem+json")
+    typed = respond(request, 400, json=[], headers=[("Content-Type", "application/problem+json")])
+    assert (typed.read(), typed.headers.get_list("content-type")) == (b"[]", ["application/problem+json"])
+
+
 def test_respond_has_one_length_whatever_the_headers_say(http):
     response = respond(http.Request("GET", URL), 200, headers={"Content-Length": "3"}, content=b"abc")
     assert response.headers.get_list("content-length") == ["3"]

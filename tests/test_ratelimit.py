@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
 import types
+from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -18,7 +20,7 @@ from pyrate_limiter import Rate
 from dspex_pipe import Pipeline, RateLimited, Retry, explain, options, refusal_of
 from dspex_pipe.chain import blame
 from dspex_pipe.events import EXTENSION, Record
-from dspex_pipe.io import drive
+from dspex_pipe.io import OutOfTime, drive
 from dspex_pipe.layers.ratelimit import RateLimit
 from dspex_pipe.testing import Reply, Script, VirtualIO, check_layer
 
@@ -185,7 +187,7 @@ def test_fail_fast_refusal_before_waiting_with_correct_retry_after():
     assert (first.retry_after, first.layer, first.sent) == (2, "RateLimit", False)
     assert first is not second
     assert str(first) == (
-        "RateLimit: a wait of 2 s, longer than this call may wait: Rate(1, 1000) "
+        "RateLimit: a wait of 2 s, longer than this call may wait (max_wait=1.5): Rate(1, 1000) "
         "(refused locally, nothing was sent); retry after 2 s"
     )
     assert rig.io.now() == 1  # only the one that waited moved the clock
@@ -368,6 +370,35 @@ def test_after_a_429_that_tells_its_limit_calls_go_as_fast_as_that_fills(world, 
     assert world.run(main)[1:] == pytest.approx(went)
 
 
+def one_a_second():
+    return told("60", "0", "1m0s", **{"retry-after": "1"})
+
+
+async def impatient(rig, call, seconds, after=0.0):
+    await rig.io.sleep(after)
+    with contextlib.suppress(OutOfTime):
+        return await rig.io.bounded(call, seconds)
+
+
+def test_who_waits_goes_sooner_when_others_give_up():
+    rig = Rig(RateLimit(), one_a_second(), 200)
+    calls = [rig.call(n, after=0.1) for n in range(10)]
+    patience = [100, 100, *[2.5] * 6, 100, 100]
+    *_, last = rig.run(rig.call("told"), *map(partial(impatient, rig), calls, patience))
+    assert names(rig) == ["told", 0, 1, 8, 9]
+    assert times(rig)[:3] == [0, 1, 2]
+    assert 3 <= times(rig)[3] < times(rig)[4] < 7  # instead of 9 and 10
+    # told once, not each time that it looks
+    assert [(e.decision, e.seconds) for e in last.record.events] == [("waits", pytest.approx(9.9))]
+
+
+def test_callers_who_give_up_cost_nobodys_place():
+    rig = Rig(RateLimit(), one_a_second(), 200)
+    rig.run(*(impatient(rig, rig.call(n), 30, n / 1.5) for n in range(900)))
+    # more come than may go, for ten minutes
+    assert sum(540 <= time < 600 for time in times(rig)) > 55
+
+
 def test_the_gate_refuses_at_once_what_cannot_wait():
     rig = Rig(RateLimit(max_wait=5, max_queue=2), TOO_MANY, 200)
     results = rig.run(
@@ -390,7 +421,7 @@ def test_who_cannot_wait_for_a_gate_that_shuts_again_is_refused_then():
     rig = Rig(RateLimit(max_wait=12), TOO_MANY, again, 200)
     *_, held = rig.run(rig.call(), rig.call(), rig.call(after=1))
     assert isinstance(held, RateLimited)
-    assert held.retry_after == 25
+    assert held.retry_after == 29.5  # when it looks at its place again
     assert rig.waiting == 0
 
 

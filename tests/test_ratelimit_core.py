@@ -462,8 +462,12 @@ def test_a_pace_that_is_guessed_grows_faster_until_it_is_told_anew():
     assert [w.place for w in waiting] == pytest.approx([10, 12, 13.98])
     line.shut(20.0, 1.0, Pace(1.0, steady=True))
     assert [w.place for w in waiting] == [20, 21, 22]
-    line.shut(30.0, 1.0)  # and one that tells nothing is as any other
-    assert [w.place for w in waiting] == pytest.approx([30, 30.05, 30.0995])
+    line.shut(30.0, 1.0)  # what was told stays true for a while
+    assert [w.place for w in waiting] == [30, 31, 32]
+    for waiter in waiting:
+        line.leave(waiter, went=True)
+    line.shut(210.0, 200.0)  # and then a 429 that tells nothing is as any other
+    assert [enter(line, 200.0).place for _ in range(3)] == pytest.approx([210, 210.05, 210.0995])
 
 
 def test_a_told_pace_is_over_when_nobody_waited_for_a_hundred_gaps():
@@ -484,6 +488,19 @@ def test_a_place_given_up_at_the_end_is_the_next_ones():
     for waiter in list(line.waiters):
         line.leave(waiter, went=False)
     assert enter(line, 0.0).place == 10
+
+
+def test_those_behind_who_gives_up_move_forward():
+    line = Line(0.05)
+    line.shut(10.0, 0.0, Pace(1.0, steady=True))
+    waiting = [enter(line, 0.0) for _ in range(5)]
+    for waiter in waiting[1:3]:
+        line.leave(waiter, went=False)
+    assert [w.place for w in waiting] == [10, 11, 12, 13, 14]
+    line.close_up(5.0)
+    assert [w.place for w in line.waiters] == [10, 11, 12]
+    line.leave(waiting[3], went=False)
+    assert enter(line, 5.0).place == 12  # whoever comes finds no hole
 
 
 class Gate(RuleBasedStateMachine):

@@ -1091,7 +1091,7 @@ def test_storm_of_tokens_is_paced_by_what_calls_lack():
     sdk = simulate([SdkRetry()], ProviderModel(tpm=600_000), Workload(workers=50, duration=120))
     assert report.goodput > 0.95
     assert report.amplification <= 1.25
-    assert sum(report.failures.values()) < sum(sdk.failures.values()) / 10
+    assert sum(report.failures.values()) < sum(sdk.failures.values()) / 5
 
 
 def test_brown_out_retries_make_up_for_it_within_their_budget():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from json import dumps
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
@@ -238,6 +239,7 @@ def respond(
     *,
     headers: HeaderPairs | None = None,
     content: bytes = b"",
+    json: Any = None,
     extensions: Mapping[str, Any] | None = None,
 ) -> Response:
     """A complete response for a request, of its own library: how a layer answers without asking on.
@@ -245,21 +247,31 @@ def respond(
     Args:
         request: The request to answer.
         status: The HTTP status.
-        headers: The response's headers: a mapping, or pairs of name and value. The length is added.
+        headers: The response's headers: a mapping, or pairs of name and value. The length is added, and for
+            ``json`` the type.
         content: The body, whole and as on the wire; it can be read in every mode.
+        json: What the body holds, in the place of ``content``.
         extensions: The response's extensions, ``http_version`` for one.
     """
+    if json is not None:
+        content = dumps(json).encode()
+        given = list(_pairs(headers))
+        is_typed = any(name.lower() == "content-type" for name, _ in given)
+        headers = given if is_typed else [("content-type", "application/json"), *given]
     return family_of(request).respond(status, headers=headers, content=content, extensions=extensions)
 
 
 def _with_length(headers: HeaderPairs | None, content: bytes) -> list[tuple[bytes, bytes]]:
     """The headers, with the length of the content; an answer to HEAD has no content, and tells a length."""
-    items: Any = headers.items() if isinstance(headers, Mapping) else headers or ()
-    pairs = [(name.lower().encode("ascii"), _encoded(value)) for name, value in items]
+    pairs = [(name.lower().encode("ascii"), _encoded(value)) for name, value in _pairs(headers)]
     if not content and any(name == b"content-length" for name, _ in pairs):
         return pairs
     kept = [pair for pair in pairs if pair[0] != b"content-length"]
     return [*kept, (b"content-length", str(len(content)).encode("ascii"))]
+
+
+def _pairs(headers: HeaderPairs | None) -> Iterable[tuple[str, str]]:
+    return headers.items() if isinstance(headers, Mapping) else headers or ()
 
 
 def _encoded(value: str) -> bytes:

@@ -29,7 +29,9 @@ def llm(*, cache: Cache | None = None, rate: RateLimit | None = None) -> list[La
 
     Args:
         cache: The cache, if answers may be kept.
-        rate: The rate limit; by default only the gate that a 429 shuts for everybody.
+        rate: The rate limit; by default only the gate that a 429 shuts for everybody. A call waits there for
+            a minute at most: callers give up, and an endless line would serve just those who leave. A batch
+            has time: give it ``RateLimit()``.
     """
     return [
         Logging(),
@@ -38,7 +40,7 @@ def llm(*, cache: Cache | None = None, rate: RateLimit | None = None) -> list[La
         Retry(),
         # simulated: at 30 % errors, five failures in a row come by chance and shut out the rest
         Breaker(failures=10, consecutive=10, open_max=30.0),
-        RateLimit() if rate is None else rate,
+        RateLimit(max_wait=60) if rate is None else rate,
         Timeout(connect=5, first_content=60, idle=60),
         StreamIntegrity(),
     ]

@@ -41,6 +41,8 @@ _KEYS = 10_000
 _SHRINK = 0.99
 _CREDENTIALS = {"username", "password"}
 _INSTANT = 1e-6
+_LOOK = 1.0  # seconds; who waits for longer looks at its place again when half of the time is over
+_GATE = "the server asked everybody to wait (429)"
 _logger = logging.getLogger("dspex_pipe")
 
 
@@ -168,9 +170,8 @@ class RateLimit:
     the headers of the 429 tell how fast its limit fills up, as those of OpenAI and Anthropic do, they go as
     fast as that: evenly, where requests are limited, for as long as any wait here; where tokens are, of which
     a call takes few or many, 1 % faster each time, so that any queue is through within the time until that
-    limit is full. The 429 itself is handed up; a `Retry` above decides about
-    it. An error event in a stream names no wait, and shuts nothing. The gate belongs to this process, also
-    where the store is shared.
+    limit is full. The 429 itself is handed up; a `Retry` above decides about it. An error event in a stream
+    names no wait, and shuts nothing. The gate belongs to this process, also where the store is shared.
 
     Args:
         rates: ``pyrate_limiter.Rate(limit, interval, burst)``, interval in milliseconds; all must hold. Up to
@@ -186,7 +187,8 @@ class RateLimit:
         weight: Units that a call takes of every rate: a number, or a function of the request.
         store: ``None`` for this process, or a `RedisStore`.
         on_store_error: ``"open"`` lets calls pass while the store gives no answer, ``"closed"`` refuses them.
-        gate_cap: Seconds that a 429 holds its key at most, whatever it says; and that calls go apart at most.
+        gate_cap: Seconds that a 429 holds its key at most, whatever it says. A limit that would let them go
+            further apart than this is not waited for.
         gate_pace: Seconds between the first calls after that, at most, if the 429 tells nothing about it.
 
     Raises:
@@ -305,19 +307,35 @@ class Line:
         self._calm = -math.inf
         self.waiters: dict[Waiter, None] = {}  # a set that keeps its order
         self._after = (-math.inf, pace)  # as a waiter's: behind the last who went through
+        self._told: Pace | None = None
         self._shrink = _SHRINK
+        self._holes = False
 
     def enter(self, waiter: Waiter, now: float) -> None:
         """Join at the end; the waiter learns its place."""
+        self.close_up(now)
         last = next(reversed(self.waiters), None)
         self._place(waiter, self._after if last is None else last.after, now)
         self.waiters[waiter] = None
 
     def leave(self, waiter: Waiter, *, went: bool) -> None:
-        """Go, or give up; a place that was given up at the end of the line is the next one's."""
+        """Go, or give up, and leave a hole."""
         del self.waiters[waiter]
         if went:
             self._after = max(self._after, waiter.after)
+        else:
+            self._holes = True
+
+    def close_up(self, now: float) -> None:
+        """Let those behind a hole move forward, so that no place is lost; they wait no longer than before."""
+        if not self._holes:
+            return
+        self._holes = False
+        after = self._after
+        for waiter in self.waiters:
+            if waiter.place > now:
+                self._pace(waiter, max(now, after[0]), after[1])
+            after = waiter.after
 
     def shut(self, until: float, now: float, pace: Pace | None = None) -> None:
         """Let nobody through before then, and give all who are here a new place, in their order.
@@ -325,11 +343,14 @@ class Line:
         Args:
             until: Seconds.
             now: Seconds.
-            pace: How far apart they must go after that, if that is told.
+            pace: How far apart they must go after that, if that is told; it stays true for a while.
         """
         if until <= self.opens:
             return
         self.opens = until
+        if pace is None and now < self._calm:
+            pace = self._told
+        self._told = pace
         if pace is None:
             # the gaps add up to no more than the wait: a short one must not slow a busy key down for long
             pace = Pace(min(self.pace, (until - now) * (1 - _SHRINK)), steady=False)
@@ -348,8 +369,11 @@ class Line:
         waiter.place, waiter.after = now, after
         free, gap = after
         if now < max(self._calm, free):
-            waiter.place = max(now, free)
-            waiter.after = (waiter.place + gap, gap * self._shrink)
+            self._pace(waiter, max(now, free), gap)
+
+    def _pace(self, waiter: Waiter, place: float, gap: float) -> None:
+        waiter.place = place
+        waiter.after = (place + gap, gap * self._shrink)
 
 
 def patience(policy: RateLimit, waiter: Waiter, *, full: bool, deadline: float | None, now: float) -> float:
@@ -376,6 +400,7 @@ class Turn:
 
     key: str
     weight: int
+    line: Line
     waiter: Waiter
     full: bool
     record: Record
@@ -426,7 +451,7 @@ class RateLimiter:
             full = self.policy.max_queue is not None and len(line.waiters) >= self.policy.max_queue
             line.enter(waiter, now)
         try:
-            turn = Turn(key, weight, waiter, full, record, io)
+            turn = Turn(key, weight, line, waiter, full, record, io)
             while not went:
                 await self._at_the_gate(turn)
                 went = await self._under_the_rates(turn)
@@ -435,12 +460,22 @@ class RateLimiter:
                 line.leave(waiter, went=went)
 
     async def _at_the_gate(self, turn: Turn) -> None:
-        # the place moves when another 429 comes meanwhile
-        while (wait := turn.waiter.place - turn.io.now()) > _INSTANT:
-            if wait > self._patience(turn):
-                raise self._refusal(turn, wait, "the server asked everybody to wait (429)")
-            turn.record.emit("RateLimit", "waits", "the server asked everybody to wait (429)", wait)
-            await turn.io.sleep(wait)
+        told = -math.inf
+        # the place moves back when another 429 comes meanwhile, and forward when others give up
+        while (wait := self._left(turn)) > _INSTANT:
+            if wait > self._patience(turn) + _INSTANT:
+                raise self._refusal(turn, wait, _GATE)
+            if turn.waiter.place > told:
+                told = turn.waiter.place
+                turn.record.emit("RateLimit", "waits", _GATE, wait)
+            await turn.io.sleep(wait if wait <= _LOOK else wait / 2)
+
+    def _left(self, turn: Turn) -> float:
+        """Seconds until a call's place."""
+        now = turn.io.now()
+        with self._lock:
+            turn.line.close_up(now)
+        return turn.waiter.place - now
 
     async def _under_the_rates(self, turn: Turn) -> bool:
         """Wait for a slot; whether the gate is still open when its time has come."""
@@ -492,9 +527,11 @@ class RateLimiter:
         )
 
     def _refusal(self, turn: Turn, wait: float, cause: str) -> RateLimited:
-        bound = (
-            f"{self.policy.max_queue} calls wait already" if turn.full else "longer than this call may wait"
-        )
+        bound = "longer than this call may wait"
+        if turn.full:
+            bound = f"{self.policy.max_queue} calls wait already"
+        elif self.policy.max_wait is not None:
+            bound += f" (max_wait={self.policy.max_wait:g})"
         return RateLimited(f"a wait of {wait:.3g} s, {bound}: {cause}", layer="RateLimit", retry_after=wait)
 
     def _shut(self, key: str, response: Response, answer: Answer, record: Record, io: IO) -> None:

@@ -13,6 +13,7 @@ import dspy  # pyright: ignore[reportMissingImports] # it needs an environment o
 from ... import presets
 from ...events import EXTENSION
 from ...layers.cache import Cache
+from ...layers.ratelimit import RateLimit
 from ...options import check
 from ..config import Env
 from .asked import asking
@@ -114,7 +115,8 @@ def lm(
 
     Args:
         model: Provider and model, as dspy has them: ``openai/gpt-4o-mini``.
-        layers: The layers, outermost first; by default `presets.llm` with a cache on disk named ``dspy``.
+        layers: The layers, outermost first; by default `presets.llm` with a cache on disk named ``dspy``, and
+            no bound on the wait for a limit.
         name: What a saved program calls it, to find it again when it is loaded; by default the model.
         api_key: The key, `dspex_pipe.llm.Env`, or a function that returns it; by default the variable that
             dspy reads.
@@ -136,7 +138,7 @@ def lm(
     """
     spec = Spec(
         model=model,
-        layers=presets.llm(cache=Cache("dspy")) if layers is None else layers,
+        layers=presets.llm(cache=Cache("dspy"), rate=RateLimit()) if layers is None else layers,
         name=model if name is None else name,
         api_key=api_key,
         api_base=api_base,
