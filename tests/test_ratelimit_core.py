@@ -19,6 +19,7 @@ from pyrate_limiter import Duration, Rate
 from dspex_pipe.layers.ratelimit import Line, RateLimit, RedisStore, Waiter, patience
 from dspex_pipe.stores.rates import MemoryRates, Schedule, Slot
 from dspex_pipe.wire import Pace
+from gcra import earliest
 
 INF = math.inf
 
@@ -210,12 +211,15 @@ def test_a_slot_left_in_the_middle_is_not_promised_twice():
     smooth = schedule(Rate(1, 1000, 1))
     slots = [ask(smooth) for _ in range(4)]
     smooth.leave(slots[1])
-    assert ask(smooth).wait == 4  # 2 and 3 are taken, and who has them sleeps already
+    assert ask(smooth).wait == 3
+    assert [slot.at for slot in slots[2:]] == [1_000_000, 2_000_000]  # they have moved forward
+    assert [smooth.left(slot, 0.5) for slot in slots[2:]] == [0.5, 1.5]
     bursty = schedule(Rate(1, 1000, 3))
     slots = [ask(bursty) for _ in range(6)]
     assert [s.wait for s in slots] == [0, 0, 0, 1, 2, 3]
     bursty.leave(slots[3])
-    assert ask(bursty).wait == 3  # what is left unused at 1 s is there at 3 s, as after any pause
+    assert ask(bursty).wait == 3
+    assert [slot.at for slot in slots[4:]] == [1_000_000, 2_000_000]
 
 
 def test_nobody_overtakes_though_slots_became_free():
@@ -223,7 +227,12 @@ def test_nobody_overtakes_though_slots_became_free():
     slots = [ask(bursty) for _ in range(6)]
     bursty.leave(slots[3])
     bursty.leave(slots[4])
-    assert ask(bursty).wait == 3  # not 2: one who came before goes at 3 s
+    assert ask(bursty).wait == 2
+    assert slots[5].at == 1_000_000
+    # whose time had come is not called back
+    slots = [ask(bursty, now=2.0) for _ in range(2)]
+    bursty.leave(slots[0])
+    assert bursty.left(slots[1], 4.5) == -0.5
 
 
 def test_leaving_long_after_its_time_changes_nothing():
@@ -277,6 +286,7 @@ class Slots(RuleBasedStateMachine):
         self.now = 1_000_000
         self.schedule = Schedule(self.rates)
         self.kept: list[Slot] = []
+        self.holes = False
 
     @rule(milliseconds=st.integers(0, 3000))
     def time_passes(self, milliseconds):
@@ -286,12 +296,8 @@ class Slots(RuleBasedStateMachine):
     def come(self, weight, longest):
         if any(weight > rate.burst for rate in self.rates):
             return
-        expected = max([self.now] + [slot.at for slot in self.kept[-1:]])
-        for rate in self.rates:
-            unit, tat = math.ceil(rate.interval * 1000 / rate.limit), 0
-            for slot in self.kept:
-                tat = max(tat, slot.at) + slot.weight * unit
-            expected = max(expected, tat + (weight - rate.burst) * unit)
+        self.close_up()
+        expected = earliest(self.rates, [(slot.at, slot.weight) for slot in self.kept], self.now, weight)
         slot = ask(self.schedule, self.now / 1e6, weight, longest)
         assert slot.wait == pytest.approx((expected - self.now) / 1e6)
         assert slot.granted == (slot.wait <= longest)
@@ -306,6 +312,23 @@ class Slots(RuleBasedStateMachine):
         slot = data.draw(st.sampled_from(waiting))
         self.schedule.leave(slot)
         self.kept.remove(slot)
+        self.holes = True
+
+    @precondition(lambda self: any(s.at > self.now for s in self.kept))
+    @rule()
+    def close_up(self):
+        """Once somebody looks, all who wait go as early as they can, and never later than was promised."""
+        waiting = [slot for slot in self.kept if slot.at > self.now]
+        went = [(slot.at, slot.weight) for slot in self.kept if slot.at <= self.now]
+        promised = [slot.at for slot in waiting]
+        for slot in waiting:
+            went.append((earliest(self.rates, went, self.now, slot.weight), slot.weight))
+        for slot in waiting:
+            self.schedule.left(slot, self.now / 1e6)
+        if self.holes:
+            assert [slot.at for slot in waiting] == [at for at, _ in went[len(went) - len(waiting) :]]
+        assert all(slot.at <= before for slot, before in zip(waiting, promised, strict=True))
+        self.holes = False
 
     @invariant()
     def the_rates_hold_in_order_of_arrival(self):

@@ -468,7 +468,7 @@ class RateLimiter:
             if turn.waiter.place > told:
                 told = turn.waiter.place
                 turn.record.emit("RateLimit", "waits", _GATE, wait)
-            await turn.io.sleep(wait if wait <= _LOOK else wait / 2)
+            await _sleep(wait, turn.io)
 
     def _left(self, turn: Turn) -> float:
         """Seconds until a call's place."""
@@ -491,7 +491,8 @@ class RateLimiter:
                 raise self._refusal(turn, slot.wait, self._told)
             if slot.wait > 0:
                 turn.record.emit("RateLimit", "waits", self._told, slot.wait)
-                await turn.io.sleep(slot.wait)
+                while (left := self.rates.left(slot, turn.io.now())) > _INSTANT:
+                    await _sleep(left, turn.io)
             kept = turn.waiter.place - turn.io.now() <= _INSTANT
         finally:
             if not kept:
@@ -545,6 +546,11 @@ class RateLimiter:
             self._newest = now
             self.lines.get(key, now).shut(now + wait, now, pace)
         record.emit("RateLimit", "holds its key", str(response.status_code), wait)
+
+
+async def _sleep(wait: float, io: IO) -> None:
+    """Sleep until a place is worth another look."""
+    await io.sleep(wait if wait <= _LOOK else wait / 2)
 
 
 def _open_store(policy: RateLimit) -> RateStore | None:

@@ -2,10 +2,10 @@
 
 The algorithm is the Generic Cell Rate Algorithm (ITU-T I.371, Annex A) of pyrate-limiter: one number per
 rate, the *theoretical arrival time* (TAT) at which the bucket would be empty. Two things are added to it.
-A call that must wait is given its slot at once, and told how long to wait: one wake-up, in order of arrival.
-And a call that leaves before its time gives the slot back. Those who stand behind it sleep already, and
-cannot be called forward; so the state becomes what it would be if the call had never come and *they* went
-at the times they were promised. (Only to lower the TAT, as is often done, would promise the same time twice.)
+A call that must wait is given its slot at once, and told how long to wait, in order of arrival. And a call
+that leaves before its time gives the slot back: those who stand behind it move forward, which they learn when
+they next look. (Only to lower the TAT, as is often done, would promise the same time twice.) In Redis they
+keep the times that they were promised.
 
 Times are whole microseconds on the store's own clock, as in pyrate-limiter: exact in Python, in a Lua
 double, and in a sorted set's score. This file imports pyrate-limiter: only a pipeline with a rate loads it.
@@ -68,7 +68,7 @@ class Slot:
     wait: float | None = None
     """Seconds until it may go, or had it been granted; ``None`` when it can never go."""
     at: int = 0
-    """When it may go, in microseconds on the store's clock."""
+    """When it may go, in microseconds on the clock of this process; it may become earlier."""
     left: bool = False
     """Whether it has been given back."""
     gone: bool = False
@@ -100,6 +100,10 @@ class RateStore(Protocol):
         Raises:
             StoreDown: There is no answer.
         """
+        ...
+
+    def left(self, slot: Slot, now: float) -> float:
+        """Seconds until a granted slot may go, as far as is known now; never blocks for long."""
         ...
 
     def leave(self, slot: Slot) -> None:
@@ -140,17 +144,23 @@ class Reserve(GCRA):
         """Take the slot, unless it is too far off; ``retry_after_ms`` is the wait in both cases."""
         self.found = state
         now_us = round(now * 1000)
-        at, slowest = max(now_us, self.after), rates[0]
-        for rate, tat in zip(rates, state, strict=True):
+        for rate in rates:
             if weight > rate.burst:
                 return state, Decision(failing_rate=rate)
-            allowed = int(tat) + (weight - rate.burst) * self._emission_us(rate)
-            if allowed > at:
-                at, slowest = allowed, rate
+        at, slowest = self.earliest(rates, state, max(now_us, self.after), weight)
         wait: Any = (at - now_us) / 1000  # to the microsecond; upstream rounds up to milliseconds
         if at - now_us > self.longest:
             return state, Decision(failing_rate=slowest, retry_after_ms=wait)
         return self.spend(rates, state, at, weight), Decision(retry_after_ms=wait)
+
+    def earliest(self, rates: list[Rate], state: State, at: int, weight: int) -> tuple[int, Rate]:
+        """When a call of this weight may go, from a time on; and which rate says so."""
+        slowest = rates[0]
+        for rate, tat in zip(rates, state, strict=True):
+            allowed = int(tat) + (weight - rate.burst) * self._emission_us(rate)
+            if allowed > at:
+                at, slowest = allowed, rate
+        return at, slowest
 
     def spend(self, rates: list[Rate], state: State, at: int, weight: int) -> State:
         """The state after a call of this weight goes at this time."""
@@ -160,8 +170,8 @@ class Reserve(GCRA):
         )
 
 
-class _Replay(Reserve):
-    """Puts in place of the state what it is when just these slots are used."""
+class _CloseUp(Reserve):
+    """Puts in place of the state what it is when just these slots are used, one after the other."""
 
     def __init__(self, base: State, slots: Iterable[Slot]) -> None:
         super().__init__()
@@ -169,8 +179,10 @@ class _Replay(Reserve):
         self.slots = slots
 
     def step(self, rates: list[Rate], state: State, now: float, weight: int) -> tuple[State, Decision]:
-        state = self.base
+        state, at = self.base, round(now * 1000)
         for slot in self.slots:
+            at, _ = self.earliest(rates, state, at, slot.weight)
+            slot.at = min(slot.at, at)
             state = self.spend(rates, state, slot.at, slot.weight)
         return state, Decision()
 
@@ -204,6 +216,11 @@ class Schedule:
                 self._base = reserve.found
             self.slots.append(slot)
 
+    def left(self, slot: Slot, now: float) -> float:
+        """See `RateStore.left`."""
+        self._tidy(now)
+        return slot.at / _US - now
+
     def leave(self, slot: Slot) -> None:
         """See `RateStore.leave`; a slot whose time has come is spent."""
         if slot.granted and slot.wait and not slot.gone:
@@ -228,7 +245,7 @@ class Schedule:
                 self._base = Reserve().spend(self.rates, self._base, slot.at, slot.weight)
         if self._holes:
             self.slots = deque(slot for slot in self.slots if not slot.left)
-            self._store.check(_Replay(self._base, self.slots), self.rates, 0, 0)
+            self._store.check(_CloseUp(self._base, self.slots), self.rates, now * 1000, 0)
             self._holes = False
 
 
@@ -251,6 +268,11 @@ class MemoryRates:
         with self._lock:
             slot.owner = self.table.get(slot.key, now)
             slot.owner.reserve(slot, now, longest)
+
+    def left(self, slot: Slot, now: float) -> float:
+        """Seconds until it may go."""
+        with self._lock:
+            return 0.0 if slot.owner is None else slot.owner.left(slot, now)
 
     def leave(self, slot: Slot) -> None:
         """Give the place back."""
@@ -383,8 +405,13 @@ class RedisRates:
             raise StoreDown(type(exc).__name__, pause=self.pause, news=news) from exc
         self._down_until = None
         slot.granted, slot.wait = bool(granted), int(wait) / _US
+        slot.at = round(now * _US) + int(wait)
         if slot.left:  # cancelled while the answer was on its way
             self._returns.append(slot)
+
+    def left(self, slot: Slot, now: float) -> float:
+        """Seconds until it may go, from when it was asked for."""
+        return slot.at / _US - now
 
     def leave(self, slot: Slot) -> None:
         """Give the place back, with the next call."""
