@@ -255,7 +255,7 @@ def respond(
     """
     if json is not None:
         content = dumps(json).encode()
-        given = list(_pairs(headers))
+        given = _pairs(headers)
         is_typed = any(name.lower() == "content-type" for name, _ in given)
         headers = given if is_typed else [("content-type", "application/json"), *given]
     return family_of(request).respond(status, headers=headers, content=content, extensions=extensions)
@@ -270,8 +270,9 @@ def _with_length(headers: HeaderPairs | None, content: bytes) -> list[tuple[byte
     return [*kept, (b"content-length", str(len(content)).encode("ascii"))]
 
 
-def _pairs(headers: HeaderPairs | None) -> Iterable[tuple[str, str]]:
-    return headers.items() if isinstance(headers, Mapping) else headers or ()
+def _pairs(headers: HeaderPairs | None) -> list[tuple[str, str]]:
+    pairs: Any = headers.items() if isinstance(headers, Mapping) else headers or ()
+    return list(pairs)
 
 
 def _encoded(value: str) -> bytes:
