@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import sys
 from pathlib import Path
 
@@ -249,9 +248,12 @@ def test_every_sweep_gives_its_curves(sweep):
 
 
 def test_who_has_had_enough_keeps_what_was_measured(monkeypatch, tmp_path):
+    def interrupted(tick):
+        raise KeyboardInterrupt
+
     def jobs(results, arguments):
         yield Job("one", 1, lambda tick: results.lack("import", {"this": "is missing"}))
-        yield Job("two", 1, lambda tick: signal.raise_signal(signal.SIGINT))
+        yield Job("two", 1, interrupted)
 
     monkeypatch.setattr("benchmarks.__main__._jobs", jobs)
     with pytest.raises(KeyboardInterrupt):
