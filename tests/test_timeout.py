@@ -7,12 +7,23 @@ import httpx
 import pytest
 from hypothesis import given, strategies as st
 
-from dspex_pipe import DeadlineExceeded, Pipeline, Retry, Timeout, explain, options, record_of
+from dspex_pipe import (
+    Breaker,
+    DeadlineExceeded,
+    Pipeline,
+    Retry,
+    Timeout,
+    explain,
+    options,
+    record_of,
+    refusal_of,
+)
 from dspex_pipe.layers.timeout import tightened
 from dspex_pipe.testing import Reply, Script, VirtualIO
 from modes import World
 
 URL = "http://x.test/"
+SLOW = {"model": "slow", "messages": [{"role": "user", "content": "hello"}]}
 DEFAULT = {"connect": 5.0, "read": 5.0, "write": 5.0, "pool": 5.0}
 
 
@@ -97,8 +108,22 @@ def test_a_layer_that_takes_too_long_is_cut_off_too(http):
     (error,) = io.run_all(client.get(URL))
     assert isinstance(error, DeadlineExceeded)
     assert isinstance(error, http.TimeoutException)
-    assert (io.now(), error.layer, script.requests) == (10, "Timeout", [])
+    assert (io.now(), error.layer, script.requests) == (10.25, "Timeout", [])
     assert [e.decision for e in explain(error)] == ["is over", "refused"]
+
+
+def test_a_server_that_hangs_until_the_total_is_over_trips_a_breaker_inside(world: World, provider):
+    """The wire and the layer are bounded by one deadline; cancelled, the breaker would learn nothing."""
+
+    async def main():
+        stack = Pipeline([Timeout(total=0.03), Breaker(consecutive=1)])
+        async with world.client(stack) as client:
+            with pytest.raises(world.http.TimeoutException) as caught:
+                await client.post(f"{provider.url}/v1/chat/completions", json=SLOW)
+            assert refusal_of(caught.value).layer == "transport"
+            assert set(stack[Breaker].snapshot()["not_closed"].values()) == {"open"}
+
+    world.run(main)
 
 
 def test_the_total_bounds_retries_and_their_waits():

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 __all__ = ["Timeout"]
 
 _KINDS = ("connect", "read", "write", "pool")
+# The wire is bounded by the same deadline. What is late there is an error that the layers inside see, while
+# to be cancelled tells a `Breaker` nothing: so the wire goes first, and only what is no wire is cut off here.
+_GRACE = 0.25
 _UNTOUCHED = dict.fromkeys(_KINDS, 5.0)  # what httpx and httpx2 have when nobody said anything
 
 
@@ -41,7 +44,8 @@ class Timeout:
 
     Args:
         total: Seconds for the whole call: retries, waits, redirects, and the body. Every layer inside sees
-            the deadline, and none waits past it. Late is `DeadlineExceeded`.
+            the deadline, and none of ours waits past it; one that does is cut off 0.25 s later. Late is
+            `DeadlineExceeded`.
         attempt: Seconds until an answer is there: its headers, and its body if that is read inside the
             stack (an LLM's, or short JSON), or its beginning if a `Breaker` inside this layer looks at that.
             Late is a ``ReadTimeout``, which `Retry` sends again.
@@ -159,7 +163,7 @@ class TimingOut:
         request.extensions["timeout"] = tightened(policy, asked, record.remaining(), streams=streams)
         watch = Watch(policy, now, record.deadline if policy.total is not None else None, streams)
         timer = _Timer(watch, request, record, io)
-        response: Response = await timer.bounded(_call(call_next, request))
+        response: Response = await timer.bounded(_call(call_next, request), grace=_GRACE)
         watch.answered = True
         watch.streams = is_event_stream(response.headers)
         bounded = watch.due() is not None or (watch.streams and policy.idle is not None)
@@ -182,8 +186,12 @@ class _Timer:
         self._request = request
         self._record = record
 
-    async def bounded(self, coroutine: Any) -> Any:
+    async def bounded(self, coroutine: Any, grace: float = 0.0) -> Any:
         """Await a coroutine, until the next bound.
+
+        Args:
+            coroutine: What to await.
+            grace: Seconds more, if that bound is the total.
 
         Raises:
             ReadTimeout: Of the request's library.
@@ -193,7 +201,8 @@ class _Timer:
         if due is None:
             return await coroutine
         try:
-            return await self.io.bounded(coroutine, max(0.0, due[0] - self.io.now()))
+            late = due[0] + grace if due[1] == "total" else due[0]
+            return await self.io.bounded(coroutine, max(0.0, late - self.io.now()))
         except OutOfTime:
             raise self._late(due[1]) from None
 
