@@ -10,7 +10,7 @@ from contextlib import suppress
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .family import BodySource, Request, Response, content_of, family_of, respond
+from .family import BodySource, Request, Response, content_of, family_of, respond, respond_raw
 
 if TYPE_CHECKING:
     from .io import IO
@@ -31,6 +31,7 @@ __all__ = [
     "known_length",
     "put_stream",
     "respond",
+    "respond_raw",
     "tap",
 ]
 
@@ -47,7 +48,7 @@ def copy_request(request: Request) -> Request:
     """
     twin = object.__new__(type(request))
     twin.__dict__.update(request.__dict__)
-    twin.headers = request.headers.copy()
+    twin.headers = type(request.headers)(request.headers)  # copy() would look for an encoding, which is slow
     twin.extensions = dict(request.extensions)
     return twin
 

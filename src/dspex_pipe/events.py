@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrs import define, field, frozen
@@ -28,6 +29,7 @@ EXTENSION = "dspex"
 ErrorT = TypeVar("ErrorT", bound=Exception)
 
 _TRACE_BOUND = 256
+_NOTHING: Mapping[Any, Any] = MappingProxyType({})  # one for all calls: most have no options
 _logger = logging.getLogger("dspex_pipe")
 
 
@@ -89,9 +91,9 @@ class Record:
     call: int
     now: Callable[[], float]
     deadline: float | None = None
-    options: Mapping[str, Any] = field(factory=dict)
+    options: Mapping[str, Any] = _NOTHING
     sdk: bool = False
-    meanings: Mapping[str | int, Meaning] = field(factory=dict)
+    meanings: Mapping[str | int, Meaning] = _NOTHING
     watchers: list[OnEvent] = field(factory=list)
     spent: bool = False
     """Our own retries are used up for the last outcome: nobody above should retry it again."""
@@ -102,7 +104,7 @@ class Record:
     opened: list[Response] = field(factory=list)
     """Responses that came from the wire and may still be streams, newest last."""
     started: float = field(init=False)
-    events: deque[Event] = field(init=False, factory=lambda: deque(maxlen=_TRACE_BOUND))
+    events: list[Event] = field(init=False, factory=list)
     _completion: tuple[Completion | None] | None = field(init=False, default=None)
 
     def __attrs_post_init__(self) -> None:
@@ -112,6 +114,8 @@ class Record:
         """Tell what a layer decided; the trace keeps the newest 256 events of a call."""
         event = Event(layer, decision, reason, seconds, self.now() - self.started, self.call)
         self.events.append(event)
+        if len(self.events) > _TRACE_BOUND:
+            del self.events[0]
         for watcher in tuple(self.watchers):
             try:
                 watcher(event)

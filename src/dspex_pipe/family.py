@@ -30,6 +30,7 @@ __all__ = [
     "load",
     "named",
     "respond",
+    "respond_raw",
     "wrap_transports",
 ]
 
@@ -99,11 +100,19 @@ class Family:
         It is made of a stream, not of ``content=``: a response that httpx has read already cannot be
         streamed by the caller.
         """
+        return self.respond_raw(status, _with_length(headers, content), content, extensions)
+
+    def respond_raw(
+        self,
+        status: int,
+        headers: list[tuple[bytes, bytes]],
+        content: bytes,
+        extensions: Mapping[str, Any] | None,
+    ) -> Response:
+        """The same, with headers as they are on the wire, the length among them."""
+        stream = self.module.ByteStream(content)
         response: Response = self.module.Response(
-            status,
-            headers=_with_length(headers, content),
-            stream=self.module.ByteStream(content),
-            extensions=extensions,
+            status, headers=headers, stream=stream, extensions=extensions
         )
         return response
 
@@ -259,6 +268,17 @@ def respond(
         is_typed = any(name.lower() == "content-type" for name, _ in given)
         headers = given if is_typed else [("content-type", "application/json"), *given]
     return family_of(request).respond(status, headers=headers, content=content, extensions=extensions)
+
+
+def respond_raw(
+    request: Request,
+    status: int,
+    headers: list[tuple[bytes, bytes]],
+    content: bytes,
+    extensions: Mapping[str, Any] | None = None,
+) -> Response:
+    """`respond`, with headers as they are on the wire, the length among them."""
+    return family_of(request).respond_raw(status, headers, content, extensions)
 
 
 def _with_length(headers: HeaderPairs | None, content: bytes) -> list[tuple[bytes, bytes]]:

@@ -74,17 +74,17 @@ def open_call(request: Request, stack: Stack, io: IO) -> tuple[Request, Record]:
     """
     twin = copy_request(request)
     given, sdk = _take_headers(twin)
-    from_extensions = twin.extensions.get(EXTENSION, {})
+    from_extensions = twin.extensions.get(EXTENSION)
     if isinstance(from_extensions, Record):
         record = from_extensions
-    elif isinstance(from_extensions, Mapping):
+    elif from_extensions is None or isinstance(from_extensions, Mapping):
         record = Record(next(_calls), io.now, sdk=sdk)
-        given = {**ambient(), **from_extensions, **given}
+        given = {**ambient(), **(from_extensions or {}), **given}
     else:
         raise TypeError(f'extensions["{EXTENSION}"] takes options(…), got {from_extensions!r}')
     if given:
         record.options = {**record.options, **_checked(given, stack)}
-    if (deadline := _deadline(request, record, io.now())) is not None:
+    if (deadline := _deadline(request, record)) is not None:
         record.deadline = deadline if record.deadline is None else min(deadline, record.deadline)
     if stack.meanings:
         record.meanings = {**stack.meanings, **record.meanings}  # the outer ones first, as everywhere
@@ -100,7 +100,8 @@ def _take_headers(request: Request) -> tuple[dict[str, Any], bool]:
     ours: set[str] = set()
     sdk = False
     headers = request.headers.raw
-    if _UNSAFE.search(b"".join([value for _, value in headers])):
+    values = b"".join([value for _, value in headers])
+    if b"\n" in values or b"\r" in values or b"\0" in values:
         name = next(name for name, value in headers if _UNSAFE.search(value))
         error = family_of(request).module.LocalProtocolError
         raise error(f"header {name.decode('latin-1')!r} holds a CR, LF or NUL character")
@@ -169,11 +170,11 @@ def expect_next_hop(request: Request, response: Response, record: Record) -> Non
         _last_hop.set(_Hop(request, url, request.extensions.get("timeout"), record.deadline))
 
 
-def _deadline(request: Request, record: Record, now: float) -> float | None:
+def _deadline(request: Request, record: Record) -> float | None:
     hop = _last_hop.get()
     if hop is not None:
         _last_hop.set(None)
         if hop.leads_to(request):
             return hop.deadline
     seconds = record.options.get("deadline")
-    return None if seconds is None else now + float(seconds)
+    return None if seconds is None else record.now() + float(seconds)

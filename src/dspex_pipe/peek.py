@@ -75,9 +75,10 @@ async def peek(response: Response, request: Request, io: IO, seconds: float) -> 
     Raises:
         TransportError: Of the request's library, when the body breaks off in this time; it is closed then.
     """
-    known, record = beginning_of(response), record_of(request)
-    if known is not None or is_buffered(response) or response.status_code != 200:
+    known = beginning_of(response)
+    if known is not None or response.status_code != 200 or is_buffered(response):
         return known
+    record = record_of(request)
     completion = record.completion(request)
     if completion is None or not is_event_stream(response.headers):
         return None

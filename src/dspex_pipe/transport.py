@@ -94,8 +94,7 @@ class _Edge:
     async def _terminal(self, request: Request) -> Response:
         """The innermost handler: send, and read a plain body, which belongs to its attempt."""
         record, started = record_of(request), self._io.now()
-        _tighten(request, record)
-        left = record.remaining()
+        left = _tighten(request, record)
         exchange = self._exchange(request, record)
         try:
             response = await (exchange if left is None else self._io.bounded(exchange, left))
@@ -202,11 +201,11 @@ class AsyncTransport(_Edge):
         await self.aclose()
 
 
-def _tighten(request: Request, record: Record) -> None:
+def _tighten(request: Request, record: Record) -> float | None:
     """Let no socket operation outlast the deadline; refuse when it has passed already."""
     left = record.remaining()
     if left is None:
-        return
+        return None
     if left <= 0:
         raise DeadlineExceeded("the deadline has passed", layer="transport")
     limits = dict.fromkeys(("connect", "read", "write", "pool"), left)
@@ -214,6 +213,7 @@ def _tighten(request: Request, record: Record) -> None:
         if seconds is not None:
             limits[name] = min(seconds, left)
     request.extensions["timeout"] = limits
+    return left
 
 
 def _plain_bound(request: Request, response: Response, record: Record) -> int | None:

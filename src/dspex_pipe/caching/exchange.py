@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import define, frozen
 
-from ..body import Replay, is_buffered, known_length, put_stream, respond
+from ..body import Replay, is_buffered, known_length, put_stream, respond, respond_raw
 from ..errors import DeadlineExceeded, RateLimited
 from ..outcome import is_any_timeout
 from ..wire import NOT_CACHED, error_body, is_event_stream
@@ -121,8 +121,11 @@ class Exchange:
         self.tally.hits += 1
         reason = f"{self.key[:12]}, not billed" if self.is_completion else ""
         self.emit(how, reason, max(0.0, self.io.wall() - saved.stored_at))
-        shown = [*(saved.headers if headers is None else headers), ("x-dspex-cache", how)]
         extensions = dict(saved.extensions)
+        if headers is None and not saved.is_stream:
+            raw = [*saved.raw_headers, (b"x-dspex-cache", how.encode())]
+            return respond_raw(self.request, saved.status, raw, saved.body, extensions)
+        shown = [*(saved.headers if headers is None else headers), ("x-dspex-cache", how)]
         if not saved.is_stream:
             return respond(
                 self.request, saved.status, headers=shown, content=saved.body, extensions=extensions

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import json
 from collections.abc import Collection, Iterable, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
@@ -66,8 +67,9 @@ class KeyParts:
     @property
     def digest(self) -> str:
         """SHA-256 over all parts, in hexadecimal."""
-        parts = [self.method, self.url, self.body, dict(self.vary), self.identity, self.sample]
-        return hashlib.sha256(_text(parts).encode()).hexdigest()
+        begun = _begun(self.method, self.url, tuple(self.vary.items()), self.identity, self.sample).copy()
+        begun.update(self.body.encode())
+        return str(begun.hexdigest())
 
     def __str__(self) -> str:
         rows = {
@@ -80,6 +82,12 @@ class KeyParts:
             "sample": str(self.sample),
         }
         return "\n".join(f"{name:<9} {value}" for name, value in rows.items())
+
+
+@lru_cache(maxsize=128)  # as a rule, only the body changes from call to call
+def _begun(*parts: Any) -> Any:
+    """A digest that all parts but the body have gone into; take a copy."""
+    return hashlib.sha256(_text(parts).encode())
 
 
 def canonical(body: bytes) -> Any:
@@ -109,12 +117,12 @@ def content_digest(content: Any) -> str:
 NO_CONTENT = content_digest(canonical(b""))
 
 
-def plain_headers(request: Request) -> dict[str, str]:
+def plain_headers(request: Request) -> dict[bytes, bytes]:
     """A request's headers by lower-case name, all in one pass: httpx searches the whole list for each."""
-    plain: dict[str, str] = {}
-    for raw_name, raw_value in request.headers.raw:
-        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
-        plain[name] = f"{plain[name]}, {value}" if name in plain else value
+    plain: dict[bytes, bytes] = {}
+    for raw_name, value in request.headers.raw:
+        name = raw_name.lower()
+        plain[name] = plain[name] + b", " + value if name in plain else value
     return plain
 
 

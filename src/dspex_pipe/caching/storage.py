@@ -6,7 +6,7 @@ import inspect
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from math import inf
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
@@ -78,6 +78,12 @@ class Saved:
     def body(self) -> bytes:
         """The raw body, whole."""
         return b"".join(self.pieces)
+
+    @cached_property
+    def raw_headers(self) -> list[tuple[bytes, bytes]]:
+        """The headers as they were on the wire, and the length."""
+        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in self.headers]
+        return [*raw, (b"content-length", b"%d" % len(self.body))]
 
     @classmethod
     def of(cls, response: Response, pieces: tuple[bytes, ...], now: float) -> Saved:

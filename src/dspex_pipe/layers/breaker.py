@@ -181,6 +181,8 @@ class Circuit:
 
     def admit(self, now: float) -> Ticket | Shut:
         """Let a call through, or not."""
+        if self.state is State.CLOSED:
+            return Ticket(self.epoch, probe=False)
         if self.state is State.OPEN and now >= self.until:
             self.change(State.HALF_OPEN)
         if self.state is State.OPEN:
@@ -209,7 +211,7 @@ class Circuit:
             return
         if ticket.probe and self._probes.pop(ticket, None) is None:
             return  # its lease was over, and another has taken its place
-        if verdict is Verdict.NEUTRAL or self.state not in {State.CLOSED, State.HALF_OPEN}:
+        if verdict is Verdict.NEUTRAL or self.state not in (State.CLOSED, State.HALF_OPEN):
             return
         if verdict is Verdict.FAILURE:
             self.last_failure = why
@@ -334,19 +336,24 @@ class Breaking:
 
     def settle(self, call: _Call, verdict: Verdict, why: str) -> None:
         """Tell a circuit how a call ended."""
-        random = call.io.random()
-        self._tell(call, why, lambda now: call.circuit.settle(call.ticket, verdict, why, now, random))
+        circuit, now, random = call.circuit, call.io.now(), call.io.random()
+        with self._lock:
+            before = circuit.state
+            circuit.settle(call.ticket, verdict, why, now, random)
+            after, wait = circuit.state, circuit.until - now
+        self._tell(call, before, after, why, wait)
 
     def prove(self, call: _Call) -> None:
         """Tell a circuit that a probe has brought something."""
-        self._tell(call, "", lambda now: call.circuit.prove(call.ticket, now))
-
-    def _tell(self, call: _Call, why: str, what: Callable[[float], None]) -> None:
-        circuit = call.circuit
+        circuit, now = call.circuit, call.io.now()
         with self._lock:
-            before, now = circuit.state, call.io.now()
-            what(now)
-            after, wait = circuit.state, circuit.until - now
+            before = circuit.state
+            circuit.prove(call.ticket, now)
+            after = circuit.state
+        self._tell(call, before, after)
+
+    def _tell(self, call: _Call, before: State, after: State, why: str = "", wait: float = 0.0) -> None:
+        """Tell of a change, outside the lock: whoever hears it may ask us."""
         if after is State.OPEN is not before:
             call.record.emit("Breaker", "opens", f"{call.key}: {why}", wait)
         elif after is not before:

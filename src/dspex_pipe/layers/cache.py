@@ -57,6 +57,7 @@ _MESSAGES = ("model", "messages", "input", "prompt", "stream")
 # What changes the meaning of a provider's body.
 _VARY = ("anthropic-beta", "anthropic-version", "openai-beta", "openai-organization", "openai-project")
 _NEGOTIATED = ("accept", "accept-encoding", "accept-language")
+_CONDITIONS = frozenset(name.encode() for name in CONDITIONS)
 
 
 def _mode(value: Any) -> str:
@@ -209,6 +210,7 @@ class Caching:
         self._digest = lru_cache(maxsize=_CALLERS)(self._digest_of)
         self._tally = Tally()
         self._only = _MESSAGES if config.key == "messages" else None
+        self._credentials = tuple(name.encode() for name in config.credentials)
         self._questions = Questions(self._only)
         self._by_content = ByContent(self.storage, config.ttl)
         self._by_rules = ByRules(
@@ -250,7 +252,7 @@ class Caching:
         call = Exchange(request, call_next, io, record, mode, "", self._tally, config.max_wait)
         body, headers = content_of(request), plain_headers(request)
         # who asks for a part, or whether something has changed, wants no answer that another had
-        question = None if CONDITIONS & headers.keys() else self._question(request, body, record)
+        question = self._question(request, body, record) if _CONDITIONS.isdisjoint(headers) else None
         if question is not None:
             if question.why_not is not None:
                 record.emit("Cache", "passes by", question.why_not)
@@ -282,12 +284,12 @@ class Caching:
 
     # Keys
 
-    def _key(self, request: Request, headers: Mapping[str, str], body: str, sample: int) -> KeyParts:
+    def _key(self, request: Request, headers: Mapping[bytes, bytes], body: str, sample: int) -> KeyParts:
         return KeyParts(
             request.method,
             _plain(request.url),
             body,
-            vary={name: headers.get(name, "") for name in self._vary(request)},
+            vary={name: headers.get(name.encode(), b"").decode("latin-1") for name in self._vary(request)},
             identity=self._identity(request, headers),
             sample=sample,
         )
@@ -297,29 +299,30 @@ class Caching:
         return (*self.config.vary, *_NEGOTIATED) if request.method == "GET" else self.config.vary
 
     def _page_key(
-        self, request: Request, method: str, url: str, headers: Mapping[str, str] | None = None
+        self, request: Request, method: str, url: str, headers: Mapping[bytes, bytes] | None = None
     ) -> str:
         """The key of what HTTP's rules keep for whoever sends this request."""
         kind = "shared" if self.config.shared else "private"
         identity = self._identity(request, plain_headers(request) if headers is None else headers)
         return KeyParts(method, url, NO_CONTENT, identity=f"{kind} {identity}").digest
 
-    def _identity(self, request: Request, headers: Mapping[str, str]) -> str:
+    def _identity(self, request: Request, headers: Mapping[bytes, bytes]) -> str:
         namespace = self.config.namespace
         who = self._who(request, headers)
         return f"in {namespace!r}: {who}" if namespace else who
 
-    def _who(self, request: Request, headers: Mapping[str, str]) -> str:
+    def _who(self, request: Request, headers: Mapping[bytes, bytes]) -> str:
         config = self.config
         if callable(config.identity):
             return f"named {config.identity(request)}"
         if config.identity == "shared":
             return "shared"
-        return f"credential {self._digest(tuple(map(headers.get, config.credentials)), request.url.userinfo)}"
+        return f"credential {self._digest(tuple(map(headers.get, self._credentials)), request.url.userinfo)}"
 
-    def _digest_of(self, values: tuple[str | None, ...], userinfo: bytes) -> str:
+    def _digest_of(self, values: tuple[bytes | None, ...], userinfo: bytes) -> str:
         names = self.config.credentials
-        headers = {name: value for name, value in zip(names, values, strict=True) if value is not None}
+        given = {name: value for name, value in zip(names, values, strict=True) if value is not None}
+        headers = {name: value.decode("latin-1") for name, value in given.items()}
         return credential_digest(self._secret, headers, names, userinfo)
 
     def _disguise(self, request: Request) -> Mapping[str, str]:

@@ -91,12 +91,8 @@ def safe(text: str) -> str:
 
 
 def story(events: list[Event]) -> str:
-    """What each layer did, in order; what the wire did is in the attempts."""
-    return "; ".join(
-        f"{e.layer} {e.decision}{f' ({safe(e.reason)})' if e.reason else ''}"
-        for e in events
-        if e.layer != "transport"
-    )
+    """What each layer did, in order."""
+    return "; ".join([f"{e.layer} {e.decision}{f' ({safe(e.reason)})' if e.reason else ''}" for e in events])
 
 
 class LoggingMiddleware:
@@ -105,7 +101,7 @@ class LoggingMiddleware:
     def __init__(self, config: Logging) -> None:
         name = config.logger
         self.logger = logging.getLogger(name) if isinstance(name, str) else name
-        self.headers = config.headers
+        self._shown_as = {name.encode(): f"http.response.header.{name}" for name in config.headers}
 
     async def __call__(self, request: Request, call_next: Handler, io: IO) -> Response:
         record, started = record_of(request), io.now()
@@ -128,14 +124,22 @@ class LoggingMiddleware:
         finally:
             if watching:
                 record.watchers.remove(self._step)
-        fields: dict[str, Any] = {"http.response.status_code": response.status_code}
-        for name in self.headers:
-            value = response.headers.get(name)
-            if value is not None:
-                fields[f"http.response.header.{name}"] = safe(value)
         level = logging.WARNING if response.is_error else logging.INFO
-        self._call(level, request, record, io.now() - started, str(response.status_code), fields)
+        if self.logger.isEnabledFor(level):
+            answered: dict[str, Any] = {"http.response.status_code": response.status_code}
+            answered.update(self._shown(response))
+            self._call(level, request, record, io.now() - started, str(response.status_code), answered)
         return response
+
+    def _shown(self, response: Response) -> Mapping[str, str]:
+        """The headers to show, in one pass: httpx searches the whole list for each."""
+        shown: dict[str, str] = {}
+        for raw, value in response.headers.raw:
+            name = self._shown_as.get(raw.lower())
+            if name is not None:
+                text = safe(value.decode("utf-8", "backslashreplace"))
+                shown[name] = f"{shown[name]}, {text}" if name in shown else text
+        return shown
 
     def _call(
         self,
@@ -149,9 +153,9 @@ class LoggingMiddleware:
         if not self.logger.isEnabledFor(level):
             return
         host, path = safe(request.url.host), safe(request.url.path)
-        events = list(record.events)
-        attempts = sum(e.layer == "transport" for e in events)
-        did = story(events)
+        decisions = [event for event in record.events if event.layer != "transport"]
+        attempts = len(record.events) - len(decisions)  # what the wire did
+        did = story(decisions)
         self.logger.log(
             level,
             "%s %s%s -> %s in %.3f s, %d attempt%s%s",

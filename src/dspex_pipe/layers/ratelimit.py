@@ -394,7 +394,7 @@ def patience(policy: RateLimit, waiter: Waiter, *, full: bool, deadline: float |
     return max(0.0, min(bounds))
 
 
-@frozen
+@define(eq=False)
 class Turn:
     """What one call brings along."""
 
@@ -453,8 +453,9 @@ class RateLimiter:
         try:
             turn = Turn(key, weight, line, waiter, full, record, io)
             while not went:
-                await self._at_the_gate(turn)
-                went = await self._under_the_rates(turn)
+                if waiter.place > now:
+                    await self._at_the_gate(turn)
+                went = self.rates is None or await self._under_the_rates(self.rates, turn)
         finally:
             with self._lock:
                 line.leave(waiter, went=went)
@@ -477,35 +478,34 @@ class RateLimiter:
             turn.line.close_up(now)
         return turn.waiter.place - now
 
-    async def _under_the_rates(self, turn: Turn) -> bool:
+    async def _under_the_rates(self, rates: RateStore, turn: Turn) -> bool:
         """Wait for a slot; whether the gate is still open when its time has come."""
-        if self.rates is None:
-            return True
-        slot = self.rates.slot(turn.key, turn.weight)
+        slot = rates.slot(turn.key, turn.weight)
         kept = False
         try:
-            await self._reserve(self.rates, slot, turn)
+            if rates.remote:
+                await self._ask(rates, slot, turn)
+            else:
+                rates.reserve(slot, turn.io.now(), self._patience(turn))
             if slot.wait is None:
                 raise RateLimited(f"a weight of {turn.weight} never fits {self._told}", layer="RateLimit")
             if not slot.granted:
                 raise self._refusal(turn, slot.wait, self._told)
             if slot.wait > 0:
                 turn.record.emit("RateLimit", "waits", self._told, slot.wait)
-                while (left := self.rates.left(slot, turn.io.now())) > _INSTANT:
+                while (left := rates.left(slot, turn.io.now())) > _INSTANT:
                     await _sleep(left, turn.io)
             kept = turn.waiter.place - turn.io.now() <= _INSTANT
         finally:
             if not kept:
-                self.rates.leave(slot)
+                rates.leave(slot)
         return kept
 
-    async def _reserve(self, rates: RateStore, slot: Slot, turn: Turn) -> None:
-        now, longest = turn.io.now(), self._patience(turn)
-        if not rates.remote:
-            rates.reserve(slot, now, longest)
-            return
+    async def _ask(self, rates: RateStore, slot: Slot, turn: Turn) -> None:
+        """Reserve at another machine, if it answers."""
         from ..stores.rates import StoreDown  # noqa: PLC0415 - loaded already, by the store
 
+        now, longest = turn.io.now(), self._patience(turn)
         try:
             await turn.io.to_thread(lambda: rates.reserve(slot, now, longest))
         except StoreDown as down:

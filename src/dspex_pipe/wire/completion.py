@@ -45,7 +45,11 @@ class Completion:
 
 def form_of(method: str, path: str) -> tuple[str, str, str] | None:
     """What an LLM request with this method and path looks like, if there is any."""
-    return next((form for form in _FORMATS if path.endswith(form[0])), None) if method == "POST" else None
+    if method == "POST":
+        for form in _FORMATS:
+            if path.endswith(form[0]):
+                return form
+    return None
 
 
 def recognise(method: str, path: str, content: bytes | None, document: Any = None) -> Completion | None:
