@@ -16,8 +16,9 @@ ASK = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
 def test_they_are_lists_that_can_be_read():
     assert repr(Pipeline(presets.llm())) == (
-        "Pipeline([Logging(), Timeout(total=600), Retry(), "
-        "Breaker(failures=10, consecutive=10, open_max=30.0), RateLimit(max_wait=60, per process), "
+        "Pipeline([Logging(), Timeout(total=600), Retry(attempts=4, budget=Budget(ratio=0.5)), "
+        "Breaker(failures=10, ratio=0.9, consecutive=20, open_max=30.0), "
+        "RateLimit(max_wait=60, per process), "
         "Timeout(connect=5, first_content=60, idle=60), StreamIntegrity()])"
     )
     assert repr(Pipeline(presets.rest())) == (

@@ -1057,7 +1057,7 @@ def test_outage_callers_are_told_at_once_and_the_provider_is_left_alone(seed):
     assert ours.goodput >= 0.95
     assert ours.amplification <= 1
     down, hammered = (report.during(*SCENARIOS["outage"].trouble) for report in (ours, sdk))
-    assert down.amplification <= 0.1
+    assert down.amplification <= 0.2
     assert hammered.amplification == pytest.approx(3, abs=0.1)
     assert down.failed_in < 0.1
     assert hammered.failed_in > 1
@@ -1094,24 +1094,28 @@ def test_storm_of_tokens_is_paced_by_what_calls_lack():
     assert sum(report.failures.values()) < sum(sdk.failures.values()) / 5
 
 
-def test_brown_out_retries_make_up_for_it_within_their_budget():
-    without, sdk = in_trouble("brown-out", "ours - Breaker"), in_trouble("brown-out", "SDK retry")
-    assert without.goodput > 0.9
-    assert in_trouble("brown-out", "no retry").goodput < 0.75
-    assert without.amplification < sdk.amplification
-    ours = report_of("brown-out", "ours")
-    assert ours.amplification <= 1.25
-    # a stack is tuned by trying: here, five failures in a row are no sign that a provider is down
+@pytest.mark.parametrize("seed", [0, 1])
+def test_brown_out_retries_make_up_for_it_and_no_circuit_opens_by_chance(seed):
     one = SCENARIOS["brown-out"]
-    tuned = [Retry(), Breaker(consecutive=None)]
-    assert simulate(tuned, one.provider, one.workload).during(*one.trouble).goodput > 0.9
+    ours = report_of("brown-out", "ours", seed).during(*one.trouble)
+    sdk = report_of("brown-out", "SDK retry", seed).during(*one.trouble)
+    assert in_trouble("brown-out", "no retry").goodput < 0.75
+    assert ours.goodput > max(0.98, sdk.goodput)
+    assert ours.amplification <= 1.5  # 1 / 0.7, if each call were sent until it is answered
+    assert report_of("brown-out", "ours", seed).changes == ()
+    # where retries must stay a small share of the load, a smaller budget sees to it, at a price
+    frugal = simulate([Retry()], one.provider, one.workload, seed=seed).during(*one.trouble)
+    assert frugal.amplification < ours.amplification
+    assert 0.9 < frugal.goodput < ours.goodput
 
 
-def test_cold_start_a_provider_that_comes_up_is_not_hammered():
-    ours, sdk = in_trouble("cold start", "ours"), in_trouble("cold start", "SDK retry")
-    assert sdk.amplification > 1.5
-    assert ours.amplification <= 1.25
-    assert report_of("cold start", "ours").goodput > 0.8
+@pytest.mark.parametrize("seed", [0, 1])
+def test_cold_start_a_provider_that_comes_up_is_not_hammered(seed):
+    one = SCENARIOS["cold start"]
+    ours = report_of("cold start", "ours", seed).during(*one.trouble)
+    assert in_trouble("cold start", "SDK retry").amplification > 1.5
+    assert ours.amplification <= 1
+    assert ours.goodput > 0.8
 
 
 def test_streams_nobody_takes_half_an_answer_for_a_whole_one():

@@ -7,7 +7,14 @@ import json
 import pytest
 from hypothesis import given, strategies as st
 
-from dspex_pipe.wire import Completion, error_codes, is_event_stream, media_type, recognise
+from dspex_pipe.wire import (
+    Completion,
+    error_codes,
+    is_event_stream,
+    media_type,
+    parse_loosely,
+    recognise,
+)
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 PROMPT = {"model": "m", "prompt": "hi"}
@@ -183,3 +190,42 @@ def test_the_kind_of_a_body_is_told_without_case_or_parameters(content_type, kin
     headers = {"content-type": content_type}
     assert (media_type(headers), is_event_stream(headers)) == (kind, stream)
     assert media_type({}) == ""
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+_TEXTS = st.builds(
+    lambda document, before, after, escaped: before + json.dumps(document, ensure_ascii=escaped) + after,
+    _JSON,
+    st.sampled_from(["", " ", "\n\t", "\ufeff", "x"]),
+    st.sampled_from(["", " ", "\r\n", "]", "\x00"]),
+    st.booleans(),
+)
+_ENCODINGS = st.sampled_from(
+    ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"]
+)
+
+
+def _by_the_library(body):
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
+@given(
+    st.binary(max_size=12)
+    | st.builds(lambda text, encoding: text.encode(encoding, "surrogatepass"), _TEXTS, _ENCODINGS)
+)
+def test_json_is_read_as_the_library_reads_it(body):
+    assert repr(parse_loosely(body)) == repr(_by_the_library(body))
+
+
+@pytest.mark.parametrize(
+    "body", [b"[" * 100_000, b"1" * 5000, b"", b" ", b"1\x00", b"\xed\xa0\x80", b'"\xff"']
+)
+def test_what_the_library_cannot_read_is_no_json(body):
+    assert parse_loosely(body) == _by_the_library(body)

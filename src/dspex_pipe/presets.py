@@ -13,7 +13,7 @@ from .layers.cache import Cache
 from .layers.integrity import StreamIntegrity
 from .layers.logging import Logging
 from .layers.ratelimit import RateLimit
-from .layers.retry import Retry
+from .layers.retry import Budget, Retry
 from .layers.timeout import Timeout
 
 if TYPE_CHECKING:
@@ -37,9 +37,10 @@ def llm(*, cache: Cache | None = None, rate: RateLimit | None = None) -> list[La
         Logging(),
         *([] if cache is None else [cache]),
         Timeout(total=600),
-        Retry(),
-        # simulated: at 30 % errors, five failures in a row come by chance and shut out the rest
-        Breaker(failures=10, consecutive=10, open_max=30.0),
+        # as simulated: a provider that answers some calls is worth asking, and while the breaker watches for
+        # one that answers none, a small budget would only let calls fail that might go through
+        Retry(attempts=4, budget=Budget(ratio=0.5)),
+        Breaker(failures=10, ratio=0.9, consecutive=20, open_max=30.0),
         RateLimit(max_wait=60) if rate is None else rate,
         Timeout(connect=5, first_content=60, idle=60),
         StreamIntegrity(),

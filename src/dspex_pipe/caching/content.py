@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
+
+from ..wire import parse_loosely
 
 __all__ = ["is_worth_keeping", "why_not"]
 
@@ -41,10 +42,7 @@ def is_worth_keeping(body: bytes | None, *, completion: bool) -> bool:
         body: The body, decompressed; ``None`` when it cannot be.
         completion: Whether it answers an LLM call: then only a JSON object is an answer.
     """
-    try:
-        document = json.loads(body or b"")
-    except (ValueError, RecursionError):
-        return not completion
+    document = parse_loosely(body or b"")
     if not isinstance(document, dict):
         return not completion
     return not document.get("error") and document.get("status", "completed") == "completed"

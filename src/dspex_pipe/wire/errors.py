@@ -15,6 +15,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from .document import parse_loosely
+
 NOT_CACHED = "not_cached"
 """The code of a completion that was to be answered from a cache, and is not there."""
 
@@ -25,12 +27,7 @@ _LONGEST = 256
 
 def error_codes(body: bytes | None) -> frozenset[str]:
     """The codes of an error body; empty when it has none, or is not such a body."""
-    if not body:
-        return frozenset()
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        return frozenset()
+    document = parse_loosely(body or b"")
     return codes_of(document.get("error")) if isinstance(document, dict) else frozenset()
 
 
