@@ -16,6 +16,7 @@ import dspex_pipe as dspex
 from dspex_pipe import Handler, Request, Response
 
 from .calls import PATH, Candidate, fresh, known, open_mode, same
+from .floors import FLOORS, floor
 from .measure import Block, Samples, Tick, interleave
 from .rivals import RIVALS, Wiring
 from .wires import LOCAL, loopback, mock, module, null
@@ -139,6 +140,8 @@ def open_blocks(group: Group) -> Iterator[tuple[dict[str, Block], dict[str, str]
             http, mode.is_async, url + PATH, lambda: mode.own(_wire(http, group.wire, mode.is_async)), folder
         )
         candidates, missing = _candidates(wiring, group.mode)
+        if group.wire == "mock" and group.mode != "trio":
+            candidates |= dict(_floors(wiring))
         wanted = candidates if not group.only else {n: c for n, c in candidates.items() if n in group.only}
         yield {name: mode.block(candidate, wiring.url) for name, candidate in wanted.items()}, missing
 
@@ -183,6 +186,12 @@ def _candidates(wiring: Wiring, mode: str) -> tuple[dict[str, Candidate], dict[s
         elif why:
             missing[name] = why
     return found, missing
+
+
+def _floors(wiring: Wiring) -> Iterator[tuple[str, Candidate]]:
+    for name, steps in FLOORS.items():
+        client, hits = partial(floor, wiring, steps), name in HITS
+        yield f"floor: {name}", Candidate(client, same if hits else fresh, cache="hit" if hits else None)
 
 
 def _ours(wiring: Wiring, layers: Callable[[], list[Any]]) -> Any:

@@ -106,7 +106,7 @@ _COLOURS = {"met": "green", "missed": "red"}
 def _verdicts(results: Results) -> Table:
     table = Table(title="Promises", title_justify="left")
     table.add_column("")
-    for column in ("target", "measured", "95 % of it"):
+    for column in ("target", "floor", "measured", "95 % of it"):
         table.add_column(column, justify="right")
     table.add_column("verdict")
     for verdict in results.verdicts:
@@ -117,6 +117,7 @@ def _verdicts(results: Results) -> Table:
         table.add_row(
             verdict.promise,
             f"{'≥' if verdict.at_least else '≤'} {verdict.target:g}",
+            "" if verdict.floor is None else f"{verdict.floor.value:.2f}",
             f"{ratio.value:.3f}",
             f"{ratio.low:.3f} to {ratio.high:.3f}",
             f"[{colour}]{word}[/]",

@@ -79,6 +79,7 @@ class Verdict:
         target: The bound.
         at_least: Whether it is a lower bound.
         ratio: What was measured; ``None`` where it could not be.
+        floor: What was measured where only the least is done; ``None`` where nothing was.
     """
 
     promise: str
@@ -86,6 +87,7 @@ class Verdict:
     target: float
     at_least: bool
     ratio: Ratio | None
+    floor: Ratio | None = None
 
     @property
     def met(self) -> bool | None:

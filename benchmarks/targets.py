@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .measure import Ratio
 from .results import Results, Verdict
 from .rivals import STACK
 
@@ -30,9 +31,13 @@ _COSTS = [
 def judge(results: Results) -> list[Verdict]:
     """The verdict on every promise whose part was asked for; on the others, that nothing was measured."""
 
-    def verdict(promise: str, measure: str, target: float, *, at_least: bool = False) -> Verdict:
+    def ratio(measure: str) -> Ratio | None:
         found = results.measures.get(measure)
-        return Verdict(promise, measure, target, at_least, None if found is None else found.ratio)
+        return None if found is None else found.ratio
+
+    def verdict(promise: str, measure: str, target: float, *, at_least: bool = False) -> Verdict:
+        where, _, stack = measure.rpartition(".")
+        return Verdict(promise, measure, target, at_least, ratio(measure), ratio(f"{where}.floor: {stack}"))
 
     found = [
         verdict(f"{stack}: {http}, {mode}", f"cost.mock.{http}.{mode}.{stack}", bound)

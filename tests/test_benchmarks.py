@@ -13,6 +13,7 @@ import pytest
 from benchmarks import compare, cost, imports, measure, memory, report, scale, targets, whole
 from benchmarks.__main__ import Job, main
 from benchmarks.calls import Candidate, open_mode, same
+from benchmarks.floors import FLOORS
 from benchmarks.results import Curve, Measure, Results, Verdict
 from benchmarks.rivals import RIVALS
 from benchmarks.wires import ANSWER, LOCAL, loopback, mock, module
@@ -151,6 +152,7 @@ def test_a_change_is_one_beyond_the_tolerance_and_beyond_doubt(measured, word):
 def test_the_json_is_strict_and_tells_everything(tmp_path):
     results = Results(quick=True)
     results.measures["cost.mock.httpx.blocking.Retry"] = Measure(ratio(1.5, 1.4, math.inf), 150.0, 50.0)
+    results.measures["cost.mock.httpx.blocking.floor: Retry"] = Measure(ratio(1.25, 1.2, 1.3), 125.0, 25.0)
     results.curves["scale.keys"] = Curve("Keys", "keys", "bytes", [1, 10], {"Breaker": [1.0, math.nan]})
     results.lack("cost.mock.httpx.blocking", {"purgatory": "ModuleNotFoundError"})
     results.verdicts = targets.judge(results)
@@ -160,11 +162,13 @@ def test_the_json_is_strict_and_tells_everything(tmp_path):
     assert retry["ratio"] == {"value": 1.5, "low": 1.4, "high": None, "rounds": 9}
     assert told["curves"]["scale.keys"]["lines"] == {"Breaker": [1.0, None]}
     assert told["missing"] == {"cost.mock.httpx.blocking": {"purgatory": "ModuleNotFoundError"}}
-    assert {v["promise"]: v["verdict"] for v in told["verdicts"]}["Retry: httpx, blocking"] == "missed"
+    (verdict,) = (v for v in told["verdicts"] if v["promise"] == "Retry: httpx, blocking")
+    assert (verdict["verdict"], verdict["floor"]["value"]) == ("missed", 1.25)
     console = Console(record=True, width=200)
     report.show(results, console)
     text = console.export_text()
-    assert "Retry: httpx, blocking" in text
+    (row,) = (line for line in text.splitlines() if "Retry: httpx, blocking" in line)
+    assert [cell.strip() for cell in row.split("│")][2:5] == ["≤ 1.05", "1.25", "1.500"]
     assert "purgatory" in text
 
 
@@ -177,7 +181,7 @@ def test_a_quick_run_is_complete(tmp_path, capsys):
     told = json.loads((tmp_path / "results.json").read_text())
     named = {name.removeprefix(f"cost.{group}.") for name in told["measures"] if name.startswith("cost.")}
     missing = told["missing"].get(f"cost.{group}", {})
-    assert {cost.BARE, *cost.stacks(), *cost.HITS} <= named
+    assert {cost.BARE, *cost.stacks(), *cost.HITS, *(f"floor: {stack}" for stack in FLOORS)} <= named
     for name, rival in RIVALS.items():
         if rival.why_not("httpx", "blocking") != "":
             assert (name in named) != (name in missing), name  # measured, or told as missing

@@ -111,7 +111,7 @@ def test_a_transport_that_suspends_is_named_too():
             raise AssertionError("never called")
 
     transport = Pipeline([]).transport(Odd())
-    transport._send = lambda request: asyncio.sleep(1)
+    transport._send = lambda request, record: asyncio.sleep(1)
 
     async def main():
         with pytest.raises(Suspended, match=r"^the transport awaited"):

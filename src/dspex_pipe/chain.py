@@ -55,7 +55,7 @@ class Link:
 
     async def __call__(self, request: Request) -> Response:
         record = record_of(request)
-        if self.name in record.options.get("skip", ()):
+        if record.options and self.name in record.options.get("skip", ()):
             return await self.call_next(request)
         response = await self.middleware(request, self.call_next, self.io)
         extensions = getattr(response, "extensions", None)

@@ -10,9 +10,9 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from .errors import LayerError, Refused
 from .family import Request, Response, content_of
@@ -33,8 +33,7 @@ _NOTHING: Mapping[Any, Any] = MappingProxyType({})  # one for all calls: most ha
 _logger = logging.getLogger("dspex_pipe")
 
 
-@frozen
-class Event:
+class Event(NamedTuple):
     """One thing that happened in one call.
 
     Args:

@@ -160,14 +160,14 @@ class _Hop:
 _last_hop: ContextVar[_Hop | None] = ContextVar("dspex_pipe.hop", default=None)
 
 
-def expect_next_hop(request: Request, response: Response, record: Record) -> None:
+def expect_next_hop(request: Request, response: Response, deadline: float) -> None:
     """Remember a redirect, so that its next hop keeps the deadline."""
-    if record.deadline is not None and response.has_redirect_location:
+    if response.has_redirect_location:
         try:
             url = request.url.join(response.headers["location"]).copy_with(fragment=None)
         except family_of(request).module.InvalidURL:
             return  # httpx has its own word on that
-        _last_hop.set(_Hop(request, url, request.extensions.get("timeout"), record.deadline))
+        _last_hop.set(_Hop(request, url, request.extensions.get("timeout"), deadline))
 
 
 def _deadline(request: Request, record: Record) -> float | None:

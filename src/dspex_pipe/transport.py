@@ -83,7 +83,8 @@ class _Edge:
             if below and self._stack.on_event is not None:
                 record.watchers.remove(self._stack.on_event)
         record.opened.clear()  # the caller's now; and record and response must not hold each other
-        expect_next_hop(request, response, record)
+        if record.deadline is not None:
+            expect_next_hop(request, response, record.deadline)
         return response
 
     async def _close_all(self, record: Record) -> None:
@@ -94,10 +95,10 @@ class _Edge:
     async def _terminal(self, request: Request) -> Response:
         """The innermost handler: send, and read a plain body, which belongs to its attempt."""
         record, started = record_of(request), self._io.now()
-        left = _tighten(request, record)
-        exchange = self._exchange(request, record)
+        left = None if record.deadline is None else _tighten(request, record.deadline - record.now())
+        sending = self._send(request, record)
         try:
-            response = await (exchange if left is None else self._io.bounded(exchange, left))
+            response = await (sending if left is None else self._io.bounded(sending, left))
         except Exception as exc:
             if getattr(exc, "_dspex_record", None) is not record:
                 record.emit("transport", "failed", type(exc).__name__, self._io.now() - started)
@@ -115,19 +116,17 @@ class _Edge:
             record.emit("transport", "answered", status, self._io.now() - started)
         return response
 
-    async def _exchange(self, request: Request, record: Record) -> Response:
-        response = await self._send(request)
-        if is_buffered(response):
-            return response
+    async def _send(self, request: Request, record: Record) -> Response:
+        """Send through the inner transport, in this edge's mode, and read a plain body."""
+        raise NotImplementedError
+
+    async def _read(self, response: Response, request: Request, record: Record) -> Response:
+        """Read the body, if it is plain."""
         record.opened.append(response)
         bound = _plain_bound(request, response, record)
         if bound is not None and await self._io.preview(response, bound, until=record.deadline):
             record.opened.remove(response)
         return response
-
-    async def _send(self, request: Request) -> Response:
-        """Send through the inner transport, in this edge's mode."""
-        raise NotImplementedError
 
 
 class Transport(_Edge):
@@ -140,9 +139,9 @@ class Transport(_Edge):
         _check_stream(response, "SyncByteStream", request)
         return response
 
-    async def _send(self, request: Request) -> Response:
+    async def _send(self, request: Request, record: Record) -> Response:
         response: Response = self.inner.handle_request(request)
-        return response
+        return response if is_buffered(response) else await self._read(response, request, record)
 
     def close(self) -> None:
         """Close what this transport owns; a second time does nothing more to the pipeline's state."""
@@ -175,9 +174,9 @@ class AsyncTransport(_Edge):
         _check_stream(response, "AsyncByteStream", request)
         return response
 
-    async def _send(self, request: Request) -> Response:
+    async def _send(self, request: Request, record: Record) -> Response:
         response: Response = await self.inner.handle_async_request(request)
-        return response
+        return response if is_buffered(response) else await self._read(response, request, record)
 
     async def aclose(self) -> None:
         """Close what this transport owns; a second time does nothing more to the pipeline's state."""
@@ -201,11 +200,8 @@ class AsyncTransport(_Edge):
         await self.aclose()
 
 
-def _tighten(request: Request, record: Record) -> float | None:
-    """Let no socket operation outlast the deadline; refuse when it has passed already."""
-    left = record.remaining()
-    if left is None:
-        return None
+def _tighten(request: Request, left: float) -> float:
+    """Let no socket operation take longer than is left; refuse when nothing is."""
     if left <= 0:
         raise DeadlineExceeded("the deadline has passed", layer="transport")
     limits = dict.fromkeys(("connect", "read", "write", "pool"), left)

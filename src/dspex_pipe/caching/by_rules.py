@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..body import copy_request
+from ..stores.memory import by_name
 from .exchange import Exchange, Failed, fresh, is_callers_own
 from .flight import Flight, Flights, Landed
 from .http import Fresh, HttpRules, Missing, Pass, Refresh, Stale, Store
-from .storage import Kept, Saved, Storage, by_name, header_pairs, shown_pairs
+from .storage import Kept, Saved, Storage, header_pairs, shown_pairs
 
 if TYPE_CHECKING:
     from ..family import Request, Response

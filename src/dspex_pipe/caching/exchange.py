@@ -155,9 +155,11 @@ class Exchange:
 
     async def whole(self, response: Response) -> bytes | None:
         """The raw body, read if it is known to be short enough to be kept; ``None`` for any other."""
-        streams = is_event_stream(response.headers)
-        known = known_length(response, KEEP_BOUND) is not None
-        return await self.io.read(response) if is_buffered(response) or (known and not streams) else None
+        if not is_buffered(response) and (
+            known_length(response, KEEP_BOUND) is None or is_event_stream(response.headers)
+        ):
+            return None
+        return await self.io.read(response)
 
     def record_body(self, response: Response, commit: Callable[[bytes], Coroutine[Any, Any, None]]) -> None:
         """Have a body of unknown length kept when it has been read to its end."""

@@ -15,14 +15,14 @@ from attrs import Factory, field, frozen
 
 from ..io import drive
 from ..stores.disk import DiskStore
-from ..stores.memory import Kept as InMemory, MemoryStore
+from ..stores.memory import Kept as InMemory, MemoryStore, by_name
 from ..wire import is_event_stream
 
 if TYPE_CHECKING:
     from ..family import Response
     from ..io import IO
 
-__all__ = ["HOP_BY_HOP", "Kept", "Saved", "Storage", "by_name", "header_pairs", "shown_pairs"]
+__all__ = ["HOP_BY_HOP", "Kept", "Saved", "Storage", "header_pairs", "shown_pairs"]
 
 T = TypeVar("T")
 
@@ -248,11 +248,11 @@ class Storage:
     def _put(self, key: str, saved: Saved, ttl: float | None) -> None:
         """Keep an answer in memory, where no body has to be read through to be whole."""
         stale = self.store.find(key)
-        headers = by_name((*saved.headers, *_meta(saved)))
+        headers = (*saved.headers, *_meta(saved))
         deadline = inf if ttl is None else time.time() + ttl
         self.store.put(
             InMemory(
-                uuid4(), key, "", "", {}, saved.status, headers, deadline, chunks=saved.pieces, reading=saved
+                uuid4(), key, "", "", (), saved.status, headers, deadline, chunks=saved.pieces, reading=saved
             )
         )
         for kept in stale:
@@ -268,14 +268,6 @@ async def _read(stream: Any) -> tuple[bytes, ...]:
     if hasattr(stream, "__aiter__"):
         return tuple([chunk async for chunk in stream])
     return tuple(stream)
-
-
-def by_name(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Pairs of name and value, as hishel's Headers take them."""
-    values: dict[str, list[str]] = {}
-    for name, value in pairs:
-        values.setdefault(name, []).append(value)
-    return values
 
 
 def shown_pairs(headers: Any) -> tuple[tuple[str, str], ...]:

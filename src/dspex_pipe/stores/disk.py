@@ -7,6 +7,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from math import inf, isfinite
 from pathlib import Path
 from threading import Lock
@@ -427,9 +428,6 @@ def _check(kept: Kept) -> None:
     Raises:
         ValueError: It is spoilt.
     """
-    texts = [kept.method, kept.url]
-    for headers in (kept.asked, kept.headers):
-        for name, values in headers.items():
-            texts += [name, *values]
+    texts = [kept.method, kept.url, *chain.from_iterable((*kept.asked, *kept.headers))]
     if type(kept.status) is not int or not all(type(text) is str for text in texts):
         raise ValueError("the entry is spoilt")

@@ -6,9 +6,10 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from functools import cache, partial
+from itertools import chain
 from math import inf
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import UUID, uuid4
 from weakref import WeakValueDictionary
 
@@ -19,7 +20,10 @@ from ..config import brief, whole
 if TYPE_CHECKING:
     from hishel import Entry, Headers, Request, Response
 
-__all__ = ["Kept", "MemoryStore", "Recorder"]
+__all__ = ["Kept", "MemoryStore", "Recorder", "by_name"]
+
+# Unlike lists and dicts, tuples of strings cost the garbage collector nothing for as long as they are kept.
+Pairs: TypeAlias = tuple[tuple[str, str], ...]
 
 # What Python adds to each chunk, in bytes: without it, a server that sends byte by byte would use many times
 # the memory that we count.
@@ -36,8 +40,16 @@ def _hishel() -> Any:
     return hishel
 
 
-def _plain(headers: Headers) -> dict[str, list[str]]:
-    return {name: list(headers.get_list(name) or ()) for name in headers}
+def by_name(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Pairs of name and value, as hishel's Headers take them."""
+    values: dict[str, list[str]] = {}
+    for name, value in pairs:
+        values.setdefault(name, []).append(value)
+    return values
+
+
+def _pairs(headers: Headers) -> Pairs:
+    return tuple((name, value) for name in headers for value in headers.get_list(name) or ())
 
 
 @define(eq=False)
@@ -49,9 +61,9 @@ class Kept:
         key: What it is asked for by.
         method: The request's method.
         url: The request's URL.
-        asked: The request's headers.
+        asked: The request's headers, as pairs of name and value.
         status: The response's status.
-        headers: The response's headers.
+        headers: The response's.
         deadline: Seconds since the epoch when it expires at the latest.
         tti: Seconds without use after which it expires, too.
         chunks: The body, as it came.
@@ -63,9 +75,9 @@ class Kept:
     key: str
     method: str
     url: str
-    asked: dict[str, list[str]]
+    asked: Pairs
     status: int
-    headers: dict[str, list[str]]
+    headers: Pairs
     deadline: float = inf
     tti: float = inf
     chunks: tuple[bytes, ...] = ()
@@ -90,9 +102,9 @@ class Kept:
             key,
             request.method,
             request.url,
-            _plain(request.headers),
+            _pairs(request.headers),
             response.status_code,
-            _plain(response.headers),
+            _pairs(response.headers),
             inf if ttl is None else time.time() + ttl,
             inf if tti is None else tti,
         )
@@ -102,16 +114,18 @@ class Kept:
         hishel = _hishel()
         entry: Entry = hishel.Entry(
             self.id,
-            hishel.Request(self.method, self.url, hishel.Headers(self.asked)),
+            hishel.Request(self.method, self.url, hishel.Headers(by_name(self.asked))),
             hishel.Response(
-                self.status, hishel.Headers(self.headers), iter(self.chunks) if stream is None else stream
+                self.status,
+                hishel.Headers(by_name(self.headers)),
+                iter(self.chunks) if stream is None else stream,
             ),
         )
         return entry
 
     def update_headers(self, headers: Headers) -> None:
         """Replace the response's headers."""
-        self.headers = _plain(headers)
+        self.headers = _pairs(headers)
         self.reading = None
 
     def used(self, now: float) -> None:
@@ -121,9 +135,7 @@ class Kept:
     def weigh(self) -> int:
         """Count its bytes: body, headers, URL and key."""
         self.size = len(self.key) + len(self.url) + sum(len(chunk) + PER_CHUNK for chunk in self.chunks)
-        for headers in (self.asked, self.headers):
-            for name, values in headers.items():
-                self.size += sum(len(name) + len(value) for value in values)
+        self.size += sum(map(len, chain.from_iterable((*self.asked, *self.headers))))
         return self.size
 
 

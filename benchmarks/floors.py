@@ -1,0 +1,206 @@
+"""The least that a stack can cost in Python: what its layers must do, written by hand, and nothing else.
+
+Each keeps the contract (the caller's request stays as it is, a layer is a coroutine, driven inline in a
+blocking client), asks the libraries below for what they do for us, and serves the happy path alone. Nobody
+should use one: they cannot be put together otherwise, bound nothing, and tell nothing of what they did.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from hashlib import sha256
+from typing import Any
+
+from .rivals import Wiring
+from .wires import module
+
+__all__ = ["FLOORS", "floor"]
+
+Handler = Callable[[Any], Awaitable[Any]]
+Step = Callable[[Handler], Handler]
+
+_OFTEN = 1_000_000_000
+_KEPT = 1000
+_logger = logging.getLogger("dspex_pipe")
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+
+
+def _only(happy: bool) -> None:
+    if not happy:
+        raise AssertionError("there was something to decide, which no floor does")
+
+
+def _passing(call_next: Handler) -> Handler:
+    async def step(request: Any) -> Any:
+        return await call_next(request)
+
+    return step
+
+
+def _logging(call_next: Handler) -> Handler:
+    """A record for each call."""
+
+    async def step(request: Any) -> Any:
+        started = time.monotonic()
+        response = await call_next(request)
+        seconds, url = time.monotonic() - started, request.url
+        told = {
+            "http.request.method": request.method,
+            "server.address": url.host,
+            "url.path": url.path,
+            "http.client.request.duration": seconds,
+            "http.response.status_code": response.status_code,
+        }
+        said = (request.method, url.host, url.path, response.status_code, seconds)
+        _logger.info("%s %s%s -> %d in %.3f s", *said, extra=told)
+        return response
+
+    return step
+
+
+def _retry(call_next: Handler) -> Handler:
+    """A copy of the request for each attempt."""
+
+    async def step(request: Any) -> Any:
+        response = await call_next(_copy(request))
+        _only(response.status_code < 400)
+        return response
+
+    return step
+
+
+def _server(request: Any) -> Any:
+    """The server and the model, by which circuits and limits are kept; worked out once."""
+    known = request.extensions.get("floor")
+    if known is None:
+        url = request.url
+        known = request.extensions["floor"] = url.host, url.port, json.loads(request.content)["model"]
+    return known
+
+
+def _breaker() -> Step:
+    """Successes, counted by server."""
+    lock, circuits = threading.Lock(), dict[Any, deque[float]]()
+
+    def around(call_next: Handler) -> Handler:
+        async def step(request: Any) -> Any:
+            server = _server(request)
+            with lock:
+                successes = circuits.setdefault(server, deque(maxlen=100))
+            response = await call_next(request)
+            with lock:
+                successes.append(time.monotonic())
+            return response
+
+        return step
+
+    return around
+
+
+def _rate() -> Step:
+    """pyrate-limiter's algorithm and store, by server."""
+    pyrate: Any = module("pyrate_limiter")
+    rates, algorithm = [pyrate.Rate(_OFTEN, 60_000)], pyrate.abstracts.GCRA()
+    buckets: dict[Any, Any] = {}
+
+    def around(call_next: Handler) -> Handler:
+        async def step(request: Any) -> Any:
+            server = _server(request)
+            bucket = buckets.get(server)
+            if bucket is None:
+                bucket = buckets[server] = pyrate.buckets.InMemoryStateStore()
+            decision = bucket.check(algorithm, rates, int(time.monotonic() * 1000), 1)
+            _only(decision.allowed)
+            return await call_next(request)
+
+        return step
+
+    return around
+
+
+def _cache() -> Step:
+    """Answers, by a digest of the URL, who asks, and the body in canonical form."""
+    kept: dict[str, Any] = {}
+
+    def around(call_next: Handler) -> Handler:
+        async def step(request: Any) -> Any:
+            who = request.headers.get("authorization", "")
+            text = f"{request.url} {who} {_canonical(json.loads(request.content))}"
+            key = sha256(text.encode()).hexdigest()
+            found = kept.get(key)
+            if found is not None:
+                make, status, headers, stream = found
+                return make(status, headers=headers, stream=stream)
+            response = await call_next(request)
+            _only(isinstance(json.loads(b"".join(response.stream)), dict))
+            headers = [*response.headers.raw, (b"x-dspex-cache", b"hit")]
+            kept[key] = type(response), response.status_code, headers, response.stream
+            if len(kept) > _KEPT:
+                del kept[next(iter(kept))]
+            response.headers["x-dspex-cache"] = "miss"
+            return response
+
+        return step
+
+    return around
+
+
+FLOORS: Mapping[str, Callable[[], Sequence[Step]]] = {
+    "ten no-op layers": lambda: [_passing] * 10,
+    "Logging": lambda: [_logging],
+    "Retry": lambda: [_retry],
+    "Breaker": lambda: [_breaker()],
+    "RateLimit": lambda: [_rate()],
+    "the four together": lambda: [_logging, _retry, _breaker(), _rate()],
+    "the four and Cache, a miss": lambda: [_logging, _cache(), _retry, _breaker(), _rate()],
+    "Cache, a hit in memory": lambda: [_cache()],
+}
+"""By the stack of ours that it is the floor of."""
+
+
+def floor(wiring: Wiring, steps: Callable[[], Sequence[Step]]) -> Any:
+    """A client that walks through these steps."""
+    return wiring.client(_Walk(wiring.inner(), steps()))
+
+
+class _Walk:
+    """A transport, in either mode."""
+
+    def __init__(self, inner: Any, steps: Sequence[Step]) -> None:
+        self._inner = inner
+        self._blocking: Any = self._send
+        self._async: Any = inner.handle_async_request
+        for step in reversed(steps):
+            self._blocking, self._async = step(self._blocking), step(self._async)
+
+    async def _send(self, request: Any) -> Any:
+        return self._inner.handle_request(request)
+
+    def handle_request(self, request: Any) -> Any:
+        try:
+            self._blocking(_copy(request)).send(None)
+        except StopIteration as done:
+            return done.value
+
+    async def handle_async_request(self, request: Any) -> Any:
+        return await self._async(_copy(request))
+
+    def close(self) -> None:
+        self._inner.close()
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+def _copy(request: Any) -> Any:
+    """The caller's request stays as it is."""
+    twin = object.__new__(type(request))
+    twin.__dict__.update(request.__dict__)
+    twin.headers = type(request.headers)(request.headers)
+    twin.extensions = dict(request.extensions)
+    return twin
