@@ -13,6 +13,7 @@ import httpx2
 import pytest
 
 from dspex_pipe import (
+    Breaker,
     BreakerOpen,
     DeadlineExceeded,
     LayerError,
@@ -906,6 +907,40 @@ def test_the_deadline_of_stacked_pipelines_holds_over_redirects_too(world):
 
     world.run(main)
     assert left == [10, 10, 6, 6]
+
+
+def test_a_breaker_below_sees_that_its_wire_is_late_and_is_not_just_cancelled(world, provider):
+    """Both edges are bounded by one deadline; on real event loops the outer one came first."""
+
+    async def main():
+        inner = Pipeline([Breaker(consecutive=1)])
+        async with (
+            world.client(inner) as below,
+            world.client([], transport=below.client._transport) as client,
+        ):
+            with pytest.raises(DeadlineExceeded) as caught:
+                await client.post(
+                    f"{provider.url}/v1/chat/completions",
+                    json={**BODY, "model": "slow"},
+                    extensions=options(deadline=0.03),
+                )
+        assert caught.value.sent
+        assert set(inner[Breaker].snapshot()["not_closed"].values()) == {"open"}
+
+    world.run(main)
+
+
+def test_what_is_no_wire_in_a_pipeline_below_is_cut_off_a_little_later(http):
+    async def dreams(request, call_next, io):
+        await io.sleep(60)
+        return await call_next(request)
+
+    io, script = VirtualIO(), Script()
+    below = Pipeline([dreams]).async_transport(script, io=io)
+    client = Pipeline().async_client(http=http, transport=below, io=io)
+    (error,) = io.run_all(client.get(URL, extensions=options(deadline=10)))
+    assert isinstance(error, DeadlineExceeded)
+    assert (io.now(), script.requests) == (10.25, [])
 
 
 # A client of one's own

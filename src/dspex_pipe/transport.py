@@ -22,6 +22,9 @@ __all__ = ["AsyncTransport", "Refusals", "Stack", "Transport"]
 _READ_BOUND = 1 << 20
 # An LLM's answer at most: thousands of embeddings are some ten MiB.
 _ANSWER_BOUND = 64 << 20
+# A pipeline below has the same deadline. Its layers must see that their wire is late, which tells a `Breaker`
+# something, and not be cancelled at that very moment: so it goes first.
+_GRACE = 0.25
 
 
 class _Edge:
@@ -96,6 +99,8 @@ class _Edge:
         """The innermost handler: send, and read a plain body, which belongs to its attempt."""
         record, started = record_of(request), self._io.now()
         left = None if record.deadline is None else _tighten(request, record.deadline - record.now())
+        if left is not None and isinstance(self.inner, _Edge):
+            left += _GRACE
         sending = self._send(request, record)
         try:
             response = await (sending if left is None else self._io.bounded(sending, left))
