@@ -7,6 +7,8 @@ import gzip
 import logging
 import math
 import pickle
+import socket
+from contextlib import ExitStack, contextmanager
 
 import httpx
 import httpx2
@@ -59,6 +61,20 @@ def watching(seen):
         return response
 
     return watch
+
+
+@contextmanager
+def full_backlog():
+    """A server that accepts nobody: what connects to it waits."""
+    with ExitStack() as sockets:
+        server = sockets.enter_context(socket.socket())
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        for _ in range(4):
+            filler = sockets.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(server.getsockname())
+        yield "http://{}:{}/".format(*server.getsockname())
 
 
 def noting(errors):
@@ -495,6 +511,20 @@ def test_a_connection_that_never_came_by_the_deadline_says_that_nothing_was_sent
     with pytest.raises(DeadlineExceeded, match="nothing was sent") as caught:
         client.get(URL, extensions=options(deadline=3))
     assert not caught.value.sent
+
+
+def test_a_server_that_accepts_no_connection_until_the_deadline_trips_a_breaker(world):
+    """Async clients are cut off wherever they wait; blocking ones hear of it as a timeout of the socket."""
+
+    async def main():
+        stack = Pipeline([Breaker(consecutive=1)])
+        with full_backlog() as url:
+            async with world.client(stack) as client:
+                with pytest.raises(DeadlineExceeded):
+                    await client.get(url, extensions=options(deadline=0.03))
+        assert set(stack[Breaker].snapshot()["not_closed"].values()) == {"open"}
+
+    world.run(main)
 
 
 @pytest.mark.parametrize(("name", "seconds"), [("ReadTimeout", 2), ("ReadError", 3)])

@@ -231,7 +231,7 @@ def is_read_timeout(exc: Exception, request: Request) -> bool:
     return isinstance(exc, family_of(request).module.ReadTimeout)
 
 
-def is_any_timeout(exc: Exception, request: Request) -> bool:
+def is_any_timeout(exc: BaseException | None, request: Request) -> bool:
     """Whether we stopped waiting, for whatever it was."""
     return isinstance(exc, family_of(request).TimeoutException)
 
@@ -251,8 +251,10 @@ def verdict(error: BaseException, request: Request) -> Verdict:
     our own making say nothing.
     """
     if isinstance(error, Refused):
-        # a deadline that passed while the server kept us waiting is a timeout by another name
-        late = isinstance(error, DeadlineExceeded) and error.sent
+        # a deadline that passed while the server kept us waiting, if only for a connection, is a timeout by
+        # another name
+        waited = is_any_timeout(error.__cause__, request)
+        late = isinstance(error, DeadlineExceeded) and (error.sent or waited)
         return Verdict.FAILURE if late else Verdict.NEUTRAL
     return Verdict.FAILURE if is_transient_error(error, request) else Verdict.NEUTRAL
 
