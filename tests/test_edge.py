@@ -144,6 +144,21 @@ def test_a_refusal_is_raised_as_an_error_of_the_library_with_the_callers_request
     assert type(pickle.loads(pickle.dumps(error))) is type(refused)
 
 
+def test_an_error_of_the_wire_pickles_with_its_trace(world):
+    """It comes back from a process pool with all that it can tell."""
+
+    async def main():
+        async with world.client(
+            [RETRY], transport=Script(world.http.ConnectError("no"), forever=True)
+        ) as client:
+            with pytest.raises(world.http.ConnectError) as caught:
+                await client.get(URL)
+            return caught.value
+
+    error = world.run(main)
+    assert explain(pickle.loads(pickle.dumps(error))) == explain(error) != ()
+
+
 @refused_cases
 def test_respond_answers_instead(world, refused, status, code):
     async def main():

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from attrs import define, field
@@ -29,7 +28,6 @@ EXTENSION = "dspex"
 ErrorT = TypeVar("ErrorT", bound=Exception)
 
 _TRACE_BOUND = 256
-_NOTHING: Mapping[Any, Any] = MappingProxyType({})  # one for all calls: most have no options
 _logger = logging.getLogger("dspex_pipe")
 
 
@@ -90,9 +88,9 @@ class Record:
     call: int
     now: Callable[[], float]
     deadline: float | None = None
-    options: Mapping[str, Any] = _NOTHING
+    options: Mapping[str, Any] = field(factory=dict)
     sdk: bool = False
-    meanings: Mapping[str | int, Meaning] = _NOTHING
+    meanings: Mapping[str | int, Meaning] = field(factory=dict)
     watchers: list[OnEvent] = field(factory=list)
     spent: bool = False
     """Our own retries are used up for the last outcome: nobody above should retry it again."""
