@@ -100,6 +100,12 @@ def test_every_part_counts(name, value):
     assert digest(body) != digest(body, **{name: value})
 
 
+def test_the_order_in_which_headers_are_named_does_not_count():
+    """That of a set differs from process to process, and a file is for all of them."""
+    body, vary = {"model": "m", "messages": [1]}, {"x-a": "1", "x-b": "2"}
+    assert digest(body, vary=vary) == digest(body, vary=dict(reversed(vary.items())))
+
+
 def test_method_and_url_count():
     keys = {
         key_parts(m, u, canonical(b""), identity="").digest

@@ -67,7 +67,8 @@ class KeyParts:
     @property
     def digest(self) -> str:
         """SHA-256 over all parts, in hexadecimal."""
-        begun = _begun(self.method, self.url, tuple(self.vary.items()), self.identity, self.sample).copy()
+        vary = tuple(sorted(self.vary.items()))  # whoever names them as a set gives them no order
+        begun = _begun(self.method, self.url, vary, self.identity, self.sample).copy()
         begun.update(self.body.encode())
         return str(begun.hexdigest())
 
