@@ -631,12 +631,20 @@ def test_a_file_outlives_its_pipeline(tmp_path):
 
 
 @pytest.mark.parametrize("make", [lambda _: MemoryStore(), DiskStore], ids=["memory", "disk"])
-def test_entries_of_another_version_or_cut_short_are_misses(make, tmp_path):
+def test_entries_of_another_version_cut_short_or_spoilt_are_misses(make, tmp_path):
     store = make(tmp_path / "cache.db")
     pipeline, script, _, client = setup(Cache(store, identity="shared"))
     ask(client)
     key = key_of(pipeline, client)
-    for name, value in (("x-dspex-schema", "0"), ("x-dspex-length", "1"), ("x-dspex-stored-at", "then")):
+    spoilt = {
+        "x-dspex-schema": "0",
+        "x-dspex-length": "1",
+        "x-dspex-stored-at": "then",
+        "x-dspex-http_version": "HTTP/1.ĩ",
+        "x-note": "cafĩ",
+        "x-notĩ": "",
+    }
+    for name, value in spoilt.items():
         (entry,) = store.get_entries(key)
         good = {n: entry.response.headers.get_list(n) for n in entry.response.headers}
         store.update_headers(entry.id, hishel.Headers({**good, name: value}))

@@ -297,16 +297,19 @@ def _unpack(response: Any, read: tuple[bytes, ...]) -> Saved | None:
     try:
         stored_at = float(headers["x-dspex-stored-at"])
         lengths = tuple(map(int, headers["x-dspex-pieces"].split(",")))
+        pairs = shown_pairs(headers)
+        for name, value in pairs:  # spoilt, they could not be given to anybody
+            name.encode("ascii"), value.encode("latin-1")
+        extensions = tuple(
+            (name, headers[f"x-dspex-{name}"].encode("latin-1"))
+            for name in _EXTENSIONS
+            if f"x-dspex-{name}" in headers
+        )
     except (KeyError, ValueError):
         return None
     # as a rule they lie there as they were: a copy would take their room twice
     pieces = read if tuple(map(len, read)) == lengths else _cut(body, lengths)
-    extensions = tuple(
-        (name, headers[f"x-dspex-{name}"].encode("latin-1"))
-        for name in _EXTENSIONS
-        if f"x-dspex-{name}" in headers
-    )
-    return Saved(response.status_code, shown_pairs(headers), pieces, stored_at, extensions)
+    return Saved(response.status_code, pairs, pieces, stored_at, extensions)
 
 
 def _read_once(kept: InMemory) -> Saved | None:
