@@ -9,7 +9,7 @@ import anyio
 import pytest
 from hypothesis import given, strategies as st
 
-from dspex_pipe import BreakerOpen, Logging, Pipeline, Retry
+from dspex_pipe import BreakerOpen, Logging, Pipeline, Retry, respond
 from dspex_pipe.layers.logging import safe
 from dspex_pipe.testing import Reply, Script, VirtualIO
 
@@ -320,6 +320,18 @@ def test_a_header_forges_no_line(world):
     log(world, sink, Reply(headers={b"x-request-id": FORGED.encode()}))
     assert r"\x85\u2028\u2029\x1b[31m" in getattr(sink.only, "http.response.header.x-request-id")
     assert_escaped(sink.only)
+
+
+def test_a_header_in_many_lines_is_one_list_and_cut_as_one(world):
+    async def answering(request, call_next):
+        return respond(
+            request, 200, headers=[("x-request-id", value) for value in ("a", "b" * 150, "c" * 150)]
+        )
+
+    sink = Sink()
+    log(world, sink, layers=[answering])
+    told = getattr(sink.only, "http.response.header.x-request-id")
+    assert told == f"a, {'b' * 150}, {'c' * 45}…"
 
 
 def test_a_method_and_an_exceptions_text_forge_no_line(world):

@@ -137,8 +137,8 @@ class LoggingMiddleware:
         for raw, value in response.headers.raw:
             name = self._shown_as.get(raw.lower())
             if name is not None:
-                text = safe(value.decode("utf-8", "backslashreplace"))
-                shown[name] = f"{shown[name]}, {text}" if name in shown else text
+                text = value.decode("utf-8", "backslashreplace")
+                shown[name] = safe(f"{shown[name]}, {text}" if name in shown else text)
         return shown
 
     def _call(
