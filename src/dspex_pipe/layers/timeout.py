@@ -44,7 +44,7 @@ class Timeout:
 
     Args:
         total: Seconds for the whole call: retries, waits, redirects, and the body. Every layer inside sees
-            the deadline, and none of ours waits past it; one that does is cut off 0.25 s later. Late is
+            the deadline; one that is busy past it all the same is cut off 0.25 s later. Late is
             `DeadlineExceeded`.
         attempt: Seconds until an answer is there: its headers, and its body if that is read inside the
             stack (an LLM's, or short JSON), or its beginning if a `Breaker` inside this layer looks at that.
