@@ -28,6 +28,7 @@ EXTENSION = "dspex"
 ErrorT = TypeVar("ErrorT", bound=Exception)
 
 _TRACE_BOUND = 256
+_NOTHING: Mapping[Any, Any] = {}  # one for all calls, most of which have no options: replaced, never changed
 _logger = logging.getLogger("dspex_pipe")
 
 
@@ -88,9 +89,9 @@ class Record:
     call: int
     now: Callable[[], float]
     deadline: float | None = None
-    options: Mapping[str, Any] = field(factory=dict)
+    options: Mapping[str, Any] = _NOTHING
     sdk: bool = False
-    meanings: Mapping[str | int, Meaning] = field(factory=dict)
+    meanings: Mapping[str | int, Meaning] = _NOTHING
     watchers: list[OnEvent] = field(factory=list)
     spent: bool = False
     """Our own retries are used up for the last outcome: nobody above should retry it again."""
