@@ -68,6 +68,15 @@ def test_cookies_are_not_kept_and_whoever_has_one_is_somebody_else():
     assert get(client, cookie="a=b") == ("2", "miss")
 
 
+def test_an_etag_goes_back_byte_for_byte():
+    etag = b'"caf\xe9"'
+    script, _, client = setup(page(cache_control="max-age=0", etag=etag))
+    assert [get(client)[1] for _ in range(2)] == ["miss", "miss"]
+    assert (b"if-none-match", etag) in [
+        (name.lower(), value) for name, value in script.requests[1].headers.raw
+    ]
+
+
 def test_a_get_with_a_body_passes_by():
     _, _, client = setup(counted(cache_control="max-age=60"))
     answers = [client.request("GET", URL, content=b"q") for _ in range(2)]

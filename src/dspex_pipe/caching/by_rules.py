@@ -118,7 +118,8 @@ class ByRules:
         request = call.request
         if isinstance(found, Stale):
             request = copy_request(request)
-            request.headers.update(found.conditions)
+            # as they came: an ETag may hold any byte above 127
+            request.headers.update({n.encode(): v.encode("latin-1") for n, v in found.conditions.items()})
         response = await call.call_next(request)
         answer = self._hishel.Response(
             response.status_code, self._hishel.Headers(by_name(header_pairs(response)))
