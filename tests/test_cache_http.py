@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from email.utils import formatdate
 
 import httpx
@@ -75,6 +76,14 @@ def test_an_etag_goes_back_byte_for_byte():
     assert (b"if-none-match", etag) in [
         (name.lower(), value) for name, value in script.requests[1].headers.raw
     ]
+
+
+def test_who_sets_the_clock_of_the_machine_ages_what_is_kept(monkeypatch):
+    client = Pipeline([Cache()]).client(transport=Script(page(cache_control="max-age=60"), forever=True))
+    assert [get(client)[1] for _ in range(2)] == ["miss", "hit"]
+    late = time.time() + 7200
+    monkeypatch.setattr("time.time", lambda: late)
+    assert get(client)[1] == "miss"
 
 
 def test_a_get_with_a_body_passes_by():
