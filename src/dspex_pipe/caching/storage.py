@@ -299,7 +299,8 @@ def _unpack(response: Any, read: tuple[bytes, ...]) -> Saved | None:
         lengths = tuple(map(int, headers["x-dspex-pieces"].split(",")))
         pairs = shown_pairs(headers)
         for name, value in pairs:  # spoilt, they could not be given to anybody
-            name.encode("ascii"), value.encode("latin-1")
+            name.encode("ascii")
+            value.encode("latin-1")
         extensions = tuple(
             (name, headers[f"x-dspex-{name}"].encode("latin-1"))
             for name in _EXTENSIONS
