@@ -149,6 +149,12 @@ def test_a_function_names_callers_whose_tokens_rotate():
     assert got == [1, 1, 2]
 
 
+def test_names_given_as_a_set_have_one_order_in_every_process():
+    names = {f"x-{number}" for number in range(20)}
+    cache = Cache(credentials=names, vary=frozenset(names))
+    assert cache.credentials == cache.vary == tuple(sorted(names))
+
+
 def test_sdk_noise_does_not_matter_and_chosen_headers_do():
     _, _, _, client = setup(Cache(vary=["X-Region"]))
     noise = [{"x-stainless-retry-count": str(n), "user-agent": str(n)} for n in range(3)]

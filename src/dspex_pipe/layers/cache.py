@@ -77,9 +77,9 @@ def _sample(value: Any) -> int:
 
 
 def _names(value: Any) -> Any:
-    return (
-        tuple(str(v).lower() for v in value) if isinstance(value, list | tuple | frozenset | set) else value
-    )
+    if isinstance(value, frozenset | set):
+        value = sorted(value, key=str)  # its own order differs from process to process, and counts in a key
+    return tuple(str(v).lower() for v in value) if isinstance(value, list | tuple) else value
 
 
 _callable = check("a function", callable)
