@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from attrs import define, field
+from attrs import define, field, frozen
 
 from .errors import LayerError, Refused
 from .family import Request, Response, content_of
@@ -32,7 +32,8 @@ _NOTHING: Mapping[Any, Any] = {}  # one for all calls, most of which have no opt
 _logger = logging.getLogger("dspex_pipe")
 
 
-class Event(NamedTuple):
+@frozen
+class Event:
     """One thing that happened in one call.
 
     Args:
