@@ -277,6 +277,46 @@ def test_a_blocking_stall_is_seen_between_the_pieces(http):
     assert (io.now(), script.open) == (15, 0)
 
 
+async def pieces_of(world, response):
+    """The raw pieces of a body, as its reader gets them in this mode."""
+    if world.blocking:
+        for piece in response.stream:
+            yield piece
+    else:
+        async for piece in response.stream:
+            yield piece
+
+
+@pytest.mark.parametrize("policy", [Timeout(first_content=10), Timeout(first_content=10, idle=10)], ids=repr)
+def test_a_reader_who_does_something_else_is_no_silence_of_the_server(world, policy):
+    async def main():
+        io = VirtualIO()
+        script = Script(events(FIRST, TEXT, PING, TEXT, DONE, pause=4), io=io)
+        async with world.client([policy], transport=script, io=io) as client:
+            response, got = await client.open(*CHAT, json=ASK), []
+            async for piece in pieces_of(world, response):
+                got.append(piece)
+                io.advance(60)
+            assert got == [FIRST, TEXT, PING, TEXT, DONE]
+            await client.drop(response)
+
+    world.run(main)
+
+
+def test_a_silence_is_as_long_for_a_reader_who_was_away_before(http):
+    async def reads():
+        async with client.stream(*CHAT, json=ASK) as response:
+            async for piece in response.stream:
+                if piece == TEXT:
+                    await io.sleep(60)
+
+    io, script, client = virtual([Timeout(idle=10)], events(TEXT, *[PING] * 9, pause=3), http=http)
+    (error,) = io.run_all(reads())
+    assert isinstance(error, http.ReadTimeout)
+    assert str(error) == "no content for 10 s"
+    assert (io.now(), script.open) == (73, 0)
+
+
 def test_where_the_meaning_cannot_be_read_every_piece_counts():
     io, script, client = virtual([Timeout(idle=10)], events(*[b"data: x\n\n"] * 9, pause=8))
     assert io.run(client.get(URL)).status_code == 200

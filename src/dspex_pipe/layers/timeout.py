@@ -53,7 +53,8 @@ class Timeout:
         first_content: Seconds from the start until an LLM's stream has brought its first content: text,
             reasoning, a tool call. Pings are none. Late is a ``ReadTimeout``; its reader gets it once the
             headers are there.
-        idle: Seconds between two pieces of content of such a stream.
+        idle: Seconds between two pieces of content of such a stream. In neither of the two counts the time
+            in which its reader does something else.
 
     Raises:
         ValueError: Nothing is bounded.
@@ -115,7 +116,8 @@ class Watch:
         deadline: When the whole call must be over, if ``total`` says so.
         streams: Whether it is a stream, of which the content counts.
         answered: Whether its headers are there.
-        content_at: Seconds, when content last came.
+        heard: Seconds, since when there has been no content; it moves along while the reader is away.
+        has_content: Whether any has come.
     """
 
     policy: Timeout
@@ -123,7 +125,11 @@ class Watch:
     deadline: float | None
     streams: bool
     answered: bool = False
-    content_at: float | None = None
+    heard: float = field(init=False)
+    has_content: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        self.heard = self.started
 
     def due(self) -> tuple[float, str] | None:
         """When the call is late, and by which bound; ``None`` for never."""
@@ -132,10 +138,10 @@ class Watch:
             dues.append((self.deadline, "total"))
         if policy.attempt is not None and not self.answered:
             dues.append((self.started + policy.attempt, "attempt"))
-        if self.streams and policy.first_content is not None and self.content_at is None:
-            dues.append((self.started + policy.first_content, "first_content"))
-        if self.streams and policy.idle is not None and self.content_at is not None:
-            dues.append((self.content_at + policy.idle, "idle"))
+        if self.streams and policy.first_content is not None and not self.has_content:
+            dues.append((self.heard + policy.first_content, "first_content"))
+        if self.streams and policy.idle is not None and self.has_content:
+            dues.append((self.heard + policy.idle, "idle"))
         return min(dues, default=None)
 
 
@@ -229,18 +235,28 @@ class _Timed(Passing):
         super().__init__(stream)
         self._timer = timer
         self._reader = reader
+        self._handed_at = timer.io.now()
 
     def __next__(self) -> bytes:
+        self._wait_again()
         self._timer.check()
         return self._note(super().__next__())
 
     async def __anext__(self) -> bytes:
+        self._wait_again()
         chunk: bytes = await self._timer.bounded(super().__anext__())
         return self._note(chunk)
 
+    def _wait_again(self) -> None:
+        """The reader has come back: it was not the server that has let us wait meanwhile."""
+        now = self._timer.io.now()
+        self._timer.watch.heard += now - self._handed_at
+        self._handed_at = now
+
     def _note(self, chunk: bytes) -> bytes:
+        self._handed_at = self._timer.io.now()
         kinds = [event.kind for event in self._reader.feed(chunk)]
         # where the meaning cannot be read, every piece counts
         if self._reader.gave_up is not None or Kind.CONTENT in kinds:
-            self._timer.watch.content_at = self._timer.io.now()
+            self._timer.watch.heard, self._timer.watch.has_content = self._handed_at, True
         return chunk
