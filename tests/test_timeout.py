@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+from contextlib import contextmanager
+
 import anyio
 import httpx
 import pytest
@@ -124,6 +128,64 @@ def test_a_server_that_hangs_until_the_total_is_over_trips_a_breaker_inside(worl
             assert set(stack[Breaker].snapshot()["not_closed"].values()) == {"open"}
 
     world.run(main)
+
+
+OPENED = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
+
+
+@contextmanager
+def silent_after(said):
+    """A server that answers one call with this, and then says nothing more."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(said)
+                while connection.recv(1 << 16):
+                    pass
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield "http://{}:{}/v1/chat/completions".format(*server.getsockname())
+        thread.join()
+
+
+def test_a_body_that_stalls_until_the_total_is_over_tells_of_the_total(world):
+    """In blocking clients the socket's timeout says so first, which we have tightened."""
+
+    async def main():
+        with silent_after(OPENED) as url:
+            async with world.client([Timeout(total=0.05)]) as client:
+                with pytest.raises(DeadlineExceeded, match=r"longer than 0\.05 s") as caught:
+                    await client.post(url, json=SLOW)
+        assert isinstance(caught.value, world.http.TimeoutException)
+        assert explain(caught.value)[-1].reason == "total=0.05 s"
+
+    world.run(main)
+
+
+def test_a_socket_that_times_out_before_any_bound_stays_what_it_is(world):
+    async def main():
+        with silent_after(OPENED) as url:
+            async with world.client([Timeout(total=60)]) as client:
+                with pytest.raises(world.http.ReadTimeout) as caught:
+                    await client.post(url, json=SLOW, timeout=0.05)
+        assert refusal_of(caught.value) is None
+
+    world.run(main)
+
+
+def test_a_total_that_the_callers_own_deadline_makes_shorter_says_so():
+    async def dreams(request, call_next, io):
+        await io.sleep(60)
+        return await call_next(request)
+
+    io, script, client = virtual([Timeout(total=10), dreams], 200)
+    (error,) = io.run_all(client.get(URL, extensions=options(deadline=2)))
+    assert "longer than 2 s" in str(error)
+    assert explain(error)[0].reason == "total=2 s"
 
 
 def test_the_total_bounds_retries_and_their_waits():

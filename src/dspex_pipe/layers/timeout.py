@@ -17,7 +17,7 @@ from ..config import brief, optional, seconds
 from ..errors import DeadlineExceeded
 from ..events import Record, record_of
 from ..io import OutOfTime
-from ..outcome import as_library_error, read_timeout
+from ..outcome import as_library_error, is_any_timeout, read_timeout
 from ..wire import Kind, StreamReader, is_event_stream, reader_for
 
 if TYPE_CHECKING:
@@ -218,8 +218,15 @@ class _Timer:
         if due is not None and self.io.now() >= due[0]:
             raise self._late(due[1])
 
+    def explain(self, exc: Exception) -> None:
+        """Raise when a timeout of a socket, which we have tightened, came because a bound has passed."""
+        if is_any_timeout(exc, self._request):
+            self.check()
+
     def _late(self, bound: str) -> Exception:
         length = getattr(self.watch.policy, bound)
+        if bound == "total" and self.watch.deadline is not None:  # the caller's own may be shorter
+            length = round(self.watch.deadline - self.watch.started, 3)
         self._record.emit("Timeout", "is over", f"{bound}={length:g} s")
         if bound != "total":
             return read_timeout(_SAID[bound].format(length), self._request)
@@ -240,12 +247,19 @@ class _Timed(Passing):
     def __next__(self) -> bytes:
         self._wait_again()
         self._timer.check()
-        return self._note(super().__next__())
+        try:
+            return self._note(super().__next__())
+        except Exception as exc:
+            self._timer.explain(exc)
+            raise
 
     async def __anext__(self) -> bytes:
         self._wait_again()
-        chunk: bytes = await self._timer.bounded(super().__anext__())
-        return self._note(chunk)
+        try:
+            return self._note(await self._timer.bounded(super().__anext__()))
+        except Exception as exc:
+            self._timer.explain(exc)
+            raise
 
     def _wait_again(self) -> None:
         """The reader has come back: it was not the server that has let us wait meanwhile."""
