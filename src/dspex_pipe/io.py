@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ASYNC",
     "BLOCKING",
+    "GRACE",
     "IO",
     "AsyncIO",
     "Background",
@@ -56,6 +57,10 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+GRACE = 0.25
+"""Seconds that an outer bound leaves to an inner one that comes due with it: a timeout of the wire tells a
+`Breaker` something, to be cancelled from outside does not."""
 
 _CLOSE_BOUND = 100
 _LOOPS = frozenset({"asyncio", "anyio", "trio", "sniffio"})

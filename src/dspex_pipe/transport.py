@@ -10,7 +10,7 @@ from .chain import Handler, blame, check_client, link
 from .errors import DeadlineExceeded, LayerError
 from .events import EXTENSION, Record, belongs_to, record_of
 from .family import Request, Response, family_of
-from .io import IO, OutOfTime, close_dropped, drive
+from .io import GRACE, IO, OutOfTime, close_dropped, drive
 from .opening import Stack, expect_next_hop, open_call
 from .outcome import surely_unsent
 from .rendering import Refusals, render
@@ -22,9 +22,6 @@ __all__ = ["AsyncTransport", "Refusals", "Stack", "Transport"]
 _READ_BOUND = 1 << 20
 # An LLM's answer at most: thousands of embeddings are some ten MiB.
 _ANSWER_BOUND = 64 << 20
-# A pipeline below has the same deadline. Its layers must see that their wire is late, which tells a `Breaker`
-# something, and not be cancelled at that very moment: so it goes first.
-_GRACE = 0.25
 
 
 class _Edge:
@@ -98,9 +95,11 @@ class _Edge:
     async def _terminal(self, request: Request) -> Response:
         """The innermost handler: send, and read a plain body, which belongs to its attempt."""
         record, started = record_of(request), self._io.now()
-        left = None if record.deadline is None else _tighten(request, record.deadline - record.now())
-        if left is not None and isinstance(self.inner, _Edge):
-            left += _GRACE
+        left = record.remaining()
+        if left is not None:
+            _tighten(request, left)
+            if isinstance(self.inner, _Edge):
+                left += GRACE  # it has the same deadline
         sending = self._send(request, record)
         try:
             response = await (sending if left is None else self._io.bounded(sending, left))
@@ -205,7 +204,7 @@ class AsyncTransport(_Edge):
         await self.aclose()
 
 
-def _tighten(request: Request, left: float) -> float:
+def _tighten(request: Request, left: float) -> None:
     """Let no socket operation take longer than is left; refuse when nothing is."""
     if left <= 0:
         raise DeadlineExceeded("the deadline has passed", layer="transport")
@@ -214,7 +213,6 @@ def _tighten(request: Request, left: float) -> float:
         if seconds is not None:
             limits[name] = min(seconds, left)
     request.extensions["timeout"] = limits
-    return left
 
 
 def _plain_bound(request: Request, response: Response, record: Record) -> int | None:

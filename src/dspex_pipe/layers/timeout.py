@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from attrs import define, field, frozen
+from attrs import Factory, define, field, frozen
 
 from ..body import Passing, is_buffered, put_stream
 from ..config import brief, optional, seconds
 from ..errors import DeadlineExceeded
 from ..events import Record, record_of
-from ..io import OutOfTime
+from ..io import GRACE, OutOfTime
 from ..outcome import as_library_error, is_any_timeout, read_timeout
 from ..wire import Kind, StreamReader, is_event_stream, reader_for
 
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["Timeout"]
 
 _KINDS = ("connect", "read", "write", "pool")
-# The wire is bounded by the same deadline. What is late there is an error that the layers inside see, while
-# to be cancelled tells a `Breaker` nothing: so the wire goes first, and only what is no wire is cut off here.
-_GRACE = 0.25
 _UNTOUCHED = dict.fromkeys(_KINDS, 5.0)  # what httpx and httpx2 have when nobody said anything
 
 
@@ -125,11 +122,8 @@ class Watch:
     deadline: float | None
     streams: bool
     answered: bool = False
-    heard: float = field(init=False)
+    heard: float = field(init=False, default=Factory(lambda self: self.started, takes_self=True))
     has_content: bool = False
-
-    def __attrs_post_init__(self) -> None:
-        self.heard = self.started
 
     def due(self) -> tuple[float, str] | None:
         """When the call is late, and by which bound; ``None`` for never."""
@@ -169,7 +163,7 @@ class TimingOut:
         request.extensions["timeout"] = tightened(policy, asked, record.remaining(), streams=streams)
         watch = Watch(policy, now, record.deadline if policy.total is not None else None, streams)
         timer = _Timer(watch, request, record, io)
-        response: Response = await timer.bounded(_call(call_next, request), grace=_GRACE)
+        response: Response = await timer.bounded(_call(call_next, request), grace=GRACE)
         watch.answered = True
         watch.streams = is_event_stream(response.headers)
         bounded = watch.due() is not None or (watch.streams and policy.idle is not None)
