@@ -194,15 +194,6 @@ class Call:
     notes: list[str] = field(factory=list)
 
 
-def _is_fine(policy: Retry, outcome: Outcome, record: Record) -> bool:
-    """Whether there is nothing to decide."""
-    return (
-        not isinstance(outcome, Exception)
-        and outcome.status_code not in policy.statuses
-        and read_answer(outcome, record).meaning is Meaning.OK
-    )
-
-
 def decide(  # noqa: C901, PLR0911, PLR0912 - one rule after the other, each with its reason
     policy: Retry, call: Call, outcome: Outcome, *, now: float, wall: float, random: float
 ) -> Again | Enough | None:
@@ -390,8 +381,6 @@ class Retrying:
             return exc
 
     def _judge(self, call: Call, outcome: Outcome, io: IO) -> Again | Enough | None:
-        if _is_fine(self.policy, outcome, call.record):
-            return None
         policy, now = self.policy, io.now()
         if call.testing:  # then stamina alone counts, with the number it was given
             policy = evolve(policy, attempts=None)
