@@ -114,22 +114,22 @@ class LoggingMiddleware:
             # only the type: a protocol error's text may quote what the server sent; a refusal's is ours
             name = type(exc).__name__
             result = f"{name} ({safe(exc.reason)})" if isinstance(exc, Refused) else name
-            what = {"error.type": name}
-            self._call(logging.WARNING, request, record, io.now() - started, result, what)
+            self._call(logging.WARNING, request, record, io.now() - started, result, exc)
             raise
         except BaseException as exc:  # cancelled, or the program is ending: nobody's failure
-            what = {"error.type": type(exc).__name__}
-            self._call(logging.INFO, request, record, io.now() - started, "cancelled", what)
+            self._call(logging.INFO, request, record, io.now() - started, "cancelled", exc)
             raise
         finally:
             if watching:
                 record.watchers.remove(self._step)
         level = logging.WARNING if response.is_error else logging.INFO
-        if self.logger.isEnabledFor(level):
-            answered: dict[str, Any] = {"http.response.status_code": response.status_code}
-            answered.update(self._shown(response))
-            self._call(level, request, record, io.now() - started, str(response.status_code), answered)
+        self._call(level, request, record, io.now() - started, str(response.status_code), response)
         return response
+
+    def _fields(self, outcome: Response | BaseException) -> Mapping[str, Any]:
+        if isinstance(outcome, BaseException):
+            return {"error.type": type(outcome).__name__}
+        return {"http.response.status_code": outcome.status_code, **self._shown(outcome)}
 
     def _shown(self, response: Response) -> Mapping[str, str]:
         """The headers to show, in one pass: httpx searches the whole list for each."""
@@ -148,7 +148,7 @@ class LoggingMiddleware:
         record: Record,
         seconds: float,
         result: str,
-        fields: Mapping[str, Any],
+        outcome: Response | BaseException,
     ) -> None:
         if not self.logger.isEnabledFor(level):
             return
@@ -175,7 +175,7 @@ class LoggingMiddleware:
                 "http.request.resend_count": max(0, attempts - 1),
                 "dspex.call": record.call,
                 "dspex.layers": did,
-                **fields,
+                **self._fields(outcome),
             },
         )
 
