@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol
@@ -21,7 +20,6 @@ from .outcome import Meaning
 __all__ = ["Stack", "expect_next_hop", "open_call"]
 
 _calls = itertools.count(1)
-_UNSAFE = re.compile(rb"[\r\n\0]")
 _OURS_OR_AN_SDKS = {b"x-", b"X-"}  # what else a name begins with is not looked at, for speed
 
 
@@ -100,9 +98,8 @@ def _take_headers(request: Request) -> tuple[dict[str, Any], bool]:
     ours: set[str] = set()
     sdk = False
     headers = request.headers.raw
-    values = b"".join([value for _, value in headers])
-    if b"\n" in values or b"\r" in values or b"\0" in values:
-        name = next(name for name, value in headers if _UNSAFE.search(value))
+    if _is_unsafe(b"".join([value for _, value in headers])):
+        name = next(name for name, value in headers if _is_unsafe(value))
         error = family_of(request).module.LocalProtocolError
         raise error(f"header {name.decode('latin-1')!r} holds a CR, LF or NUL character")
     for name, value in headers:
@@ -119,6 +116,10 @@ def _take_headers(request: Request) -> tuple[dict[str, Any], bool]:
     for header in ours:
         del request.headers[header]
     return options, sdk
+
+
+def _is_unsafe(value: bytes) -> bool:
+    return b"\n" in value or b"\r" in value or b"\0" in value
 
 
 def _checked(given: Mapping[str, Any], stack: Stack) -> dict[str, Any]:
