@@ -10,7 +10,7 @@ from contextlib import suppress
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .family import BodySource, Request, Response, content_of, family_of, respond, respond_raw
+from .family import BodySource, Request, Response, content_of, family_of, respond, respond_raw, with_length
 
 if TYPE_CHECKING:
     from .io import IO
@@ -33,6 +33,7 @@ __all__ = [
     "respond",
     "respond_raw",
     "tap",
+    "with_length",
 ]
 
 _SLICE = 1024

@@ -31,6 +31,7 @@ __all__ = [
     "named",
     "respond",
     "respond_raw",
+    "with_length",
     "wrap_transports",
 ]
 
@@ -100,7 +101,7 @@ class Family:
         It is made of a stream, not of ``content=``: a response that httpx has read already cannot be
         streamed by the caller.
         """
-        return self.respond_raw(status, _with_length(headers, content), content, extensions)
+        return self.respond_raw(status, with_length(headers, content), content, extensions)
 
     def respond_raw(
         self,
@@ -281,7 +282,7 @@ def respond_raw(
     return family_of(request).respond_raw(status, headers, content, extensions)
 
 
-def _with_length(headers: HeaderPairs | None, content: bytes) -> list[tuple[bytes, bytes]]:
+def with_length(headers: HeaderPairs | None, content: bytes) -> list[tuple[bytes, bytes]]:
     """The headers, with the length of the content; an answer to HEAD has no content, and tells a length."""
     pairs = [(name.lower().encode("ascii"), _encoded(value)) for name, value in _pairs(headers)]
     if not content and any(name == b"content-length" for name, _ in pairs):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from attrs import evolve
+
 from ..body import copy_request
 from ..stores.memory import by_name
 from .exchange import Exchange, Failed, fresh, is_callers_own
@@ -111,7 +113,7 @@ class ByRules:
 
     def _hit(self, call: Exchange, found: Fresh | Refresh, kept: list[Kept], how: str) -> Response:
         saved = _of(kept, found.entry.id).saved
-        return call.answer(saved, how, shown_pairs(found.headers))
+        return call.answer(evolve(saved, headers=shown_pairs(found.headers)), how)
 
     async def _ask(self, call: Exchange, found: Stale | Missing, kept: list[Kept]) -> Response:
         """Ask the server, with the conditions of what is kept, and learn from its answer."""
@@ -169,8 +171,7 @@ class ByRules:
             length = response.headers.get("content-length")
             if length is not None and length != str(len(body)) and call.request.method != "HEAD":
                 return
-            whole = Saved.of(response, (body,), call.io.wall())
-            saved = Saved(whole.status, _pairs(headers), (body,), whole.stored_at, whole.extensions)
+            saved = evolve(Saved.of(response, (body,), call.io.wall()), headers=_pairs(headers))
             if await self._storage.save(call.key, saved, call.io, asked=asked, ttl=None, old=old):
                 call.emit("keeps")
 
@@ -187,4 +188,5 @@ def _of(kept: list[Kept], id_: Any) -> Kept:
 
 
 def _pairs(headers: Any) -> tuple[tuple[str, str], ...]:
+    """The pairs of name and value, with what the rules have noted among them."""
     return tuple((name, value) for name in headers for value in headers.get_list(name))

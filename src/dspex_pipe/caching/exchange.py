@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from attrs import define, frozen
@@ -116,23 +116,15 @@ class Exchange:
         """Tell what the cache did."""
         self.record.emit("Cache", decision, reason or self.key[:12], seconds)
 
-    def answer(self, saved: Saved, how: str, headers: Iterable[tuple[str, str]] | None = None) -> Response:
+    def answer(self, saved: Saved, how: str) -> Response:
         """Answer with what is kept."""
         self.tally.hits += 1
         reason = f"{self.key[:12]}, not billed" if self.is_completion else ""
         self.emit(how, reason, max(0.0, self.io.wall() - saved.stored_at))
-        extensions = dict(saved.extensions)
-        if headers is None and not saved.is_stream:
-            raw = [*saved.raw_headers, (b"x-dspex-cache", how.encode())]
-            return respond_raw(self.request, saved.status, raw, saved.body, extensions)
-        shown = [*(saved.headers if headers is None else headers), ("x-dspex-cache", how)]
-        if not saved.is_stream:
-            return respond(
-                self.request, saved.status, headers=shown, content=saved.body, extensions=extensions
-            )
-        response = respond(self.request, saved.status, headers=shown, extensions=extensions)
-        del response.headers["content-length"]  # it had none: it was a stream, and is one again
-        put_stream(response, Replay(saved.pieces))
+        headers = [*saved.raw_headers, (b"x-dspex-cache", how.encode())]
+        response = respond_raw(self.request, saved.status, headers, saved.body, dict(saved.extensions))
+        if saved.is_stream:
+            put_stream(response, Replay(saved.pieces))
         return response
 
     def refuse(self) -> Response:

@@ -67,7 +67,7 @@ class KeyParts:
     @property
     def digest(self) -> str:
         """SHA-256 over all parts, in hexadecimal."""
-        vary = tuple(sorted(self.vary.items()))  # whoever names them as a set gives them no order
+        vary = tuple(sorted(self.vary.items()))  # named in another order, they say the same
         begun = _begun(self.method, self.url, vary, self.identity, self.sample).copy()
         begun.update(self.body.encode())
         return str(begun.hexdigest())

@@ -13,6 +13,7 @@ from uuid import uuid4
 
 from attrs import Factory, field, frozen
 
+from ..body import with_length
 from ..io import drive
 from ..stores.disk import DiskStore
 from ..stores.memory import Kept as InMemory, MemoryStore, by_name
@@ -81,9 +82,9 @@ class Saved:
 
     @cached_property
     def raw_headers(self) -> list[tuple[bytes, bytes]]:
-        """The headers as they were on the wire, and the length."""
-        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in self.headers]
-        return [*raw, (b"content-length", b"%d" % len(self.body))]
+        """The headers as they were on the wire, and the length, which a stream has none of."""
+        raw = with_length(self.headers, self.body)
+        return [pair for pair in raw if pair[0] != b"content-length"] if self.is_stream else raw
 
     @classmethod
     def of(cls, response: Response, pieces: tuple[bytes, ...], now: float) -> Saved:
