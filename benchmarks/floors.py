@@ -198,7 +198,7 @@ class _Walk:
 
 
 def _copy(request: Any) -> Any:
-    """The caller's request stays as it is."""
+    """The caller's request stays as it is; not every revision to be measured has a copy of its own for us."""
     twin = object.__new__(type(request))
     twin.__dict__.update(request.__dict__)
     twin.headers = type(request.headers)(request.headers)
