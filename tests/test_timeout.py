@@ -22,13 +22,24 @@ from dspex_pipe import (
     record_of,
     refusal_of,
 )
+from dspex_pipe.io import OutOfTime
 from dspex_pipe.layers.timeout import tightened
 from dspex_pipe.testing import Reply, Script, VirtualIO
 from modes import World
 
 URL = "http://x.test/"
 SLOW = {"model": "slow", "messages": [{"role": "user", "content": "hello"}]}
+PING = b": keep-alive\n\n"
+FIRST = b'data: {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}\n\n'
+TEXT = b'data: {"choices": [{"index": 0, "delta": {"content": "a"}}]}\n\n'
+DONE = b"data: [DONE]\n\n"
+CHAT = ("POST", "http://llm.test/v1/chat/completions")
+ASK = {"model": "m", "messages": [1], "stream": True}
 DEFAULT = {"connect": 5.0, "read": 5.0, "write": 5.0, "pool": 5.0}
+
+
+def events(*chunks, **more):
+    return Reply(chunks=chunks, headers={"content-type": "text/event-stream"}, **more)
 
 
 def virtual(layers, *steps, http=httpx):
@@ -130,6 +141,25 @@ def test_a_server_that_hangs_until_the_total_is_over_trips_a_breaker_inside(worl
     world.run(main)
 
 
+@pytest.mark.parametrize(
+    "bounds", [{"attempt": 0.03}, {"first_content": 0.03}, {"first_content": 0.03, "idle": 0.03}], ids=repr
+)
+@pytest.mark.parametrize("nested", [False, True], ids=["flat", "nested"])
+def test_a_server_that_hangs_beyond_any_bound_trips_a_breaker_inside(world: World, provider, bounds, nested):
+    if world.blocking and bounds == {"first_content": 0.03}:
+        return  # a socket has one bound for all reads, so it is told only where idle= says the other half
+
+    async def main():
+        breaker = Breaker(consecutive=1).build()
+        inside = Pipeline([breaker]) if nested else breaker
+        async with world.client(Pipeline([Timeout(**bounds), inside])) as client:
+            with pytest.raises(world.http.ReadTimeout, match=r"0\.03 s|timed out"):
+                await client.post(f"{provider.url}/v1/chat/completions", json={**SLOW, "stream": True})
+        assert set(breaker.snapshot()["not_closed"].values()) == {"open"}
+
+    world.run(main)
+
+
 OPENED = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
 
 
@@ -164,6 +194,71 @@ def test_a_body_that_stalls_until_the_total_is_over_tells_of_the_total(world):
         assert explain(caught.value)[-1].reason == "total=0.05 s"
 
     world.run(main)
+
+
+BOTH = Timeout(first_content=0.05, idle=0.05)
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        (Timeout(total=0.05), b""),
+        (Timeout(total=0.05), PING),
+        (BOTH, b""),
+        (BOTH, PING),
+        (BOTH, TEXT),
+        (Timeout(idle=0.05, total=60), TEXT),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("peek", [None, 60.0])
+def test_a_stream_that_stalls_until_a_bound_is_over_trips_a_breaker_inside(world, policy, said, peek):
+    if world.blocking and policy.total == 60:
+        return  # no socket is told of idle= alone: the stall ends with the total
+
+    async def main():
+        stack = Pipeline([policy, Breaker(consecutive=1, peek=peek)])
+        with silent_after(OPENED + said) as url:
+            async with world.client(stack) as client:
+                with pytest.raises(world.http.TimeoutException):
+                    await client.post(url, json={**SLOW, "stream": True})
+        assert set(stack[Breaker].snapshot()["not_closed"].values()) == {"open"}
+
+    world.run(main)
+
+
+@pytest.mark.parametrize(
+    ("layers", "reply"),
+    [
+        ([Timeout(total=10), Breaker(consecutive=1)], Reply(chunks=[b"x"] * 9, pause=4)),
+        ([Timeout(attempt=10), Breaker(consecutive=1), "dreams"], Reply()),
+    ],
+    ids=["a body that goes on and on", "a layer that takes too long"],
+)
+def test_what_is_cut_off_and_was_not_late_by_the_server_tells_a_breaker_nothing(layers, reply):
+    async def dreams(request, call_next, io):
+        await io.sleep(60)
+        return await call_next(request)
+
+    io = VirtualIO()
+    stack = Pipeline([dreams if layer == "dreams" else layer for layer in layers])
+    client = stack.async_client(transport=Script(reply, io=io), io=io)
+    (error,) = io.run_all(client.get(URL))
+    assert isinstance(error, httpx.TimeoutException)
+    assert stack[Breaker].snapshot()["not_closed"] == {}
+
+
+def test_a_reader_who_is_cancelled_tells_a_breaker_inside_nothing():
+    stack = Pipeline([Timeout(total=60, first_content=30), Breaker(consecutive=1)])
+    io = VirtualIO()
+    client = stack.async_client(transport=Script(events(PING, TEXT, pause=20), io=io), io=io)
+
+    async def leaves():
+        with pytest.raises(OutOfTime):
+            await io.bounded(client.post(CHAT[1], json=ASK), 10)
+
+    io.run(leaves())
+    assert stack[Breaker].snapshot()["not_closed"] == {}
 
 
 def test_a_socket_that_times_out_before_any_bound_stays_what_it_is(world):
@@ -263,10 +358,32 @@ def test_an_attempt_over_its_time_is_a_read_timeout_that_retry_sends_again(http)
     response = io.run(client.get(URL))
     assert (response.status_code, len(script.requests)) == (200, 2)
     assert io.now() == 10.1
-    assert [(e.layer, e.decision) for e in explain(response)][:2] == [
+    assert [(e.layer, e.decision) for e in explain(response)] == [
+        ("transport", "failed"),
         ("Timeout", "is over"),
         ("Retry", "retries"),
+        ("transport", "answered"),
     ]
+
+
+def test_whoever_sends_a_request_again_has_the_time_of_an_attempt_again():
+    async def twice(request, call_next):
+        try:
+            return await call_next(request)
+        except httpx.ReadTimeout:
+            return await call_next(request)
+
+    io, script, client = virtual([twice, Timeout(attempt=10)], Reply(delay=60), Reply(delay=8))
+    assert io.run(client.get(URL)).status_code == 200
+    assert io.now() == 18
+
+
+def test_of_two_attempts_around_each_other_the_shorter_one_holds():
+    for layers in ([Timeout(attempt=10), Timeout(attempt=20)], [Timeout(attempt=20), Timeout(attempt=10)]):
+        io, script, client = virtual(layers, Reply(delay=60))
+        (error,) = io.run_all(client.get(URL))
+        assert str(error) == "the attempt took longer than 10 s"
+        assert io.now() == 10
 
 
 def test_a_plain_body_is_part_of_its_attempt():
@@ -286,17 +403,6 @@ def test_a_stream_is_not_part_of_its_attempt():
 
 
 # The silences of a stream
-
-PING = b": keep-alive\n\n"
-FIRST = b'data: {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}\n\n'
-TEXT = b'data: {"choices": [{"index": 0, "delta": {"content": "a"}}]}\n\n'
-DONE = b"data: [DONE]\n\n"
-CHAT = ("POST", "http://llm.test/v1/chat/completions")
-ASK = {"model": "m", "messages": [1], "stream": True}
-
-
-def events(*chunks, **more):
-    return Reply(chunks=chunks, headers={"content-type": "text/event-stream"}, **more)
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
 from .body import Prefixed, is_buffered, put_stream
+from .due import due_of
 from .events import record_of
 from .outcome import STREAM_ERROR, transport_error
 from .wire import Kind, StreamReader, is_event_stream, reader_for
@@ -82,9 +84,9 @@ async def peek(response: Response, request: Request, io: IO, seconds: float) -> 
     completion = record.completion(request)
     if completion is None or not is_event_stream(response.headers):
         return None
-    left = record.remaining()
-    seconds = seconds if left is None else max(0.0, min(seconds, left))
-    look = _Look(reader_for(completion.format, response.headers), io, io.now() + seconds)
+    now, deadline = io.now(), inf if record.deadline is None else record.deadline
+    seconds = max(0.0, min(seconds, deadline - now, due_of(request) - now))
+    look = _Look(reader_for(completion.format, response.headers), io, now + seconds)
     chunks = io.chunks(response)
     try:
         reading = await io.begin(look.ahead(chunks), seconds)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from math import inf
 from types import TracebackType
 from typing import Any, Self, get_args
 
 from .body import is_buffered, known_length
 from .chain import Handler, blame, check_client, link
+from .due import due_of
 from .errors import DeadlineExceeded, LayerError
 from .events import EXTENSION, Record, belongs_to, record_of
 from .family import Request, Response, family_of
 from .io import GRACE, IO, OutOfTime, close_dropped, drive
 from .opening import Stack, expect_next_hop, open_call
-from .outcome import surely_unsent
+from .outcome import is_any_timeout, read_timeout, surely_unsent
 from .rendering import Refusals, render
 from .wire import EVENT_STREAM, media_type
 
@@ -95,20 +97,23 @@ class _Edge:
     async def _terminal(self, request: Request) -> Response:
         """The innermost handler: send, and read a plain body, which belongs to its attempt."""
         record, started = record_of(request), self._io.now()
-        left = record.remaining()
-        if left is not None:
-            _tighten(request, left)
-            if isinstance(self.inner, _Edge):
-                left += GRACE  # it has the same deadline
+        if record.deadline is not None:
+            _tighten(request, record.deadline - started)
+        deadline = inf if record.deadline is None else record.deadline
+        due = min(deadline, due_of(request))
         sending = self._send(request, record)
+        if due < inf:
+            grace = GRACE if isinstance(self.inner, _Edge) else 0.0  # a pipeline below has the same bound
+            sending = self._io.bounded(sending, max(0.0, due - started) + grace)
         try:
-            response = await (sending if left is None else self._io.bounded(sending, left))
+            response = await sending
         except Exception as exc:
             if getattr(exc, "_dspex_record", None) is not record:
                 record.emit("transport", "failed", type(exc).__name__, self._io.now() - started)
-            left = record.remaining()
-            timeout = isinstance(exc, OutOfTime | family_of(request).TimeoutException)
-            if timeout and left is not None and left <= 0:
+            ours = isinstance(exc, OutOfTime)
+            if ours and due < deadline:
+                raise read_timeout("no answer within the time that this request had", request) from None
+            if ours or (is_any_timeout(exc, request) and self._io.now() >= deadline):
                 sent = not surely_unsent(exc, request)
                 raise DeadlineExceeded(
                     "the deadline passed while waiting for the server", layer="transport", sent=sent

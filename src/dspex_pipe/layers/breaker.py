@@ -19,8 +19,9 @@ from attrs import field, frozen
 from ..body import Ending, tap
 from ..config import brief, check, fraction, optional, seconds, whole
 from ..counts import Counts
+from ..due import due_of
 from ..errors import BreakerOpen, Refused
-from ..events import Record, record_of
+from ..events import record_of
 from ..keys import server_key
 from ..outcome import Answer, Verdict, read_answer, read_codes, verdict
 from ..peek import Beginning, peek
@@ -46,12 +47,12 @@ _callable = check("a function", callable)
 class Breaker:
     """Refuse calls to a server that keeps failing, with `BreakerOpen`, until it has had time to recover.
 
-    Failures are connect, read and write errors, timeouts, bodies that break off, statuses from 500 on, and
-    error events in an LLM's stream that mean the same. Throttling (429), a spent quota, a cancellation, a
-    refusal, and a reader who leaves a body before its end say nothing; all else is success, a 404 too. The
-    circuit opens on many failures in a short time, or on several in a row however long apart. After
-    ``open_for`` seconds it lets a probe through, whose first content closes it, and whose failure opens it
-    for twice as long.
+    Failures are connect, read and write errors, timeouts (those of a `Timeout` further out, too), bodies that
+    break off, statuses from 500 on, and error events in an LLM's stream that mean the same. Throttling (429),
+    a spent quota, a cancellation, a refusal, and a reader who leaves a body before its end say nothing; all
+    else is success, a 404 too. The circuit opens on many failures in a short time, or on several in a row
+    however long apart. After ``open_for`` seconds it lets a probe through, whose first content closes it, and
+    whose failure opens it for twice as long.
 
     Args:
         failures: Failures within the window that open the circuit, if they are also …
@@ -300,7 +301,7 @@ class Breaking:
                 key=key,
                 last_failure=last_failure,
             )
-        call = _Call(self, key, circuit, admitted, record, io)
+        call = _Call(self, key, circuit, admitted, request, io)
         beginning: Beginning | None = None
         try:
             response = await call_next(request)
@@ -316,7 +317,7 @@ class Breaking:
         elif verdict is Verdict.FAILURE:
             call.settle(verdict, f"status {response.status_code}")
         else:
-            call.watch(response, request, verdict)
+            call.watch(response, verdict)
             if beginning is not None and beginning.content:
                 call.prove()
         return response
@@ -355,9 +356,9 @@ class Breaking:
     def _tell(self, call: _Call, before: State, after: State, why: str = "", wait: float = 0.0) -> None:
         """Tell of a change, outside the lock: whoever hears it may ask us."""
         if after is State.OPEN is not before:
-            call.record.emit("Breaker", "opens", f"{call.key}: {why}", wait)
+            record_of(call.request).emit("Breaker", "opens", f"{call.key}: {why}", wait)
         elif after is not before:
-            call.record.emit("Breaker", "closes", call.key)
+            record_of(call.request).emit("Breaker", "closes", call.key)
 
     def drop(self, circuit: Circuit, ticket: Ticket) -> None:
         """Take a ticket back later, when the lock is free; safe in a finaliser."""
@@ -414,10 +415,10 @@ class Breaking:
 class _Call:
     """One admitted call, until its body has ended."""
 
-    __slots__ = ("_breaking", "_reader", "_settled", "_verdict", "circuit", "io", "key", "record", "ticket")
+    __slots__ = ("_breaking", "_reader", "_settled", "_verdict", "circuit", "io", "key", "request", "ticket")
 
     def __init__(
-        self, breaking: Breaking, key: str, circuit: Circuit, ticket: Ticket, record: Record, io: IO
+        self, breaking: Breaking, key: str, circuit: Circuit, ticket: Ticket, request: Request, io: IO
     ) -> None:
         self._breaking = breaking
         self._verdict = Verdict.NEUTRAL
@@ -426,7 +427,7 @@ class _Call:
         self.key = key
         self.circuit = circuit
         self.ticket = ticket
-        self.record = record
+        self.request = request
         self.io = io
 
     def settle(self, verdict: Verdict, why: str) -> None:
@@ -435,10 +436,11 @@ class _Call:
             self._settled = True
             self._breaking.settle(self, verdict, why)
 
-    def watch(self, response: Response, request: Request, verdict: Verdict) -> None:
+    def watch(self, response: Response, verdict: Verdict) -> None:
         """Settle when the body has ended; as a probe, when it has content."""
         self._verdict = verdict
-        if is_event_stream(response.headers) and (completion := self.record.completion(request)) is not None:
+        completion = record_of(self.request).completion(self.request)
+        if completion is not None and is_event_stream(response.headers):
             self._reader = reader_for(completion.format, response.headers)
         tap(response, self)
 
@@ -460,7 +462,7 @@ class _Call:
             self._breaking.prove(self)
 
     def _fail(self, codes: frozenset[str]) -> None:
-        answer = read_codes(codes, self.record)
+        answer = read_codes(codes, record_of(self.request))
         self.settle(answer.verdict, answer.code or answer.meaning.value)
 
     def end(self, ending: Ending, error: Exception | None) -> None:
@@ -473,5 +475,7 @@ class _Call:
         # the openai SDK closes a stream at its last event, and never reads the end
         elif ending is Ending.COMPLETE or (self._reader is not None and self._reader.known.evidence):
             self.settle(self._verdict, "")
+        elif ending is Ending.CANCELLED and self.io.now() >= due_of(self.request):
+            self.settle(Verdict.FAILURE, "cut off by a Timeout")
         else:
             self.settle(Verdict.NEUTRAL, "")

@@ -8,16 +8,18 @@ left, and the time is looked at between the pieces of a body; an answer that com
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from attrs import Factory, define, field, frozen
 
-from ..body import Passing, is_buffered, put_stream
+from ..body import Passing, copy_request, is_buffered, put_stream
 from ..config import brief, optional, seconds
+from ..due import set_due
 from ..errors import DeadlineExceeded
 from ..events import Record, record_of
 from ..io import GRACE, OutOfTime
-from ..outcome import as_library_error, is_any_timeout, read_timeout
+from ..outcome import as_library_error, is_any_timeout, read_timeout, surely_unsent
 from ..wire import Kind, StreamReader, is_event_stream, reader_for
 
 if TYPE_CHECKING:
@@ -44,8 +46,7 @@ class Timeout:
             the deadline; one that is busy past it all the same is cut off 0.25 s later. Late is
             `DeadlineExceeded`.
         attempt: Seconds until an answer is there: its headers, and its body if that is read inside the
-            stack (an LLM's, or short JSON), or its beginning if a `Breaker` inside this layer looks at that.
-            Late is a ``ReadTimeout``, which `Retry` sends again.
+            stack (an LLM's, or short JSON). Late is a ``ReadTimeout``, which `Retry` sends again.
         connect: Seconds for connecting.
         first_content: Seconds from the start until an LLM's stream has brought its first content: text,
             reasoning, a tool call. Pings are none. Late is a ``ReadTimeout``; its reader gets it once the
@@ -127,6 +128,14 @@ class Watch:
 
     def due(self) -> tuple[float, str] | None:
         """When the call is late, and by which bound; ``None`` for never."""
+        return min(self._dues(), default=None)
+
+    def server_due(self) -> float:
+        """When it is the server that was late: the total says nothing of one that goes on and on."""
+        dues = [at for at, bound in self._dues() if bound != "total" or not self.has_content]
+        return min(dues, default=inf)
+
+    def _dues(self) -> list[tuple[float, str]]:
         policy, dues = self.policy, []
         if self.deadline is not None:
             dues.append((self.deadline, "total"))
@@ -136,7 +145,7 @@ class Watch:
             dues.append((self.heard + policy.first_content, "first_content"))
         if self.streams and policy.idle is not None and self.has_content:
             dues.append((self.heard + policy.idle, "idle"))
-        return min(dues, default=None)
+        return dues
 
 
 _SAID = {
@@ -159,10 +168,12 @@ class TimingOut:
         if policy.total is not None:
             deadline = now + policy.total
             record.deadline = deadline if record.deadline is None else min(deadline, record.deadline)
+        request = copy_request(request)  # whoever sends it again has other bounds then
         asked = dict(request.extensions.get("timeout", {}))
         request.extensions["timeout"] = tightened(policy, asked, record.remaining(), streams=streams)
         watch = Watch(policy, now, record.deadline if policy.total is not None else None, streams)
         timer = _Timer(watch, request, record, io)
+        set_due(request, watch.server_due)
         response: Response = await timer.bounded(_call(call_next, request), grace=GRACE)
         watch.answered = True
         watch.streams = is_event_stream(response.headers)
@@ -191,7 +202,7 @@ class _Timer:
 
         Args:
             coroutine: What to await.
-            grace: Seconds more, if that bound is the total.
+            grace: Seconds more, for those inside who know of that bound, too.
 
         Raises:
             ReadTimeout: Of the request's library.
@@ -201,10 +212,12 @@ class _Timer:
         if due is None:
             return await coroutine
         try:
-            late = due[0] + grace if due[1] == "total" else due[0]
-            return await self.io.bounded(coroutine, max(0.0, late - self.io.now()))
+            return await self.io.bounded(coroutine, max(0.0, due[0] - self.io.now()) + grace)
         except OutOfTime:
             raise self._late(due[1]) from None
+        except Exception as exc:
+            self.explain(exc)
+            raise
 
     def check(self) -> None:
         """Raise when a bound has passed."""
@@ -213,8 +226,8 @@ class _Timer:
             raise self._late(due[1])
 
     def explain(self, exc: Exception) -> None:
-        """Raise when a timeout of a socket, which we have tightened, came because a bound has passed."""
-        if is_any_timeout(exc, self._request):
+        """Raise when a timeout of the wire, which knows of our bounds, came because one has passed."""
+        if is_any_timeout(exc, self._request) and not surely_unsent(exc, self._request):
             self.check()
 
     def _late(self, bound: str) -> Exception:
@@ -249,11 +262,7 @@ class _Timed(Passing):
 
     async def __anext__(self) -> bytes:
         self._wait_again()
-        try:
-            return self._note(await self._timer.bounded(super().__anext__()))
-        except Exception as exc:
-            self._timer.explain(exc)
-            raise
+        return self._note(await self._timer.bounded(super().__anext__()))
 
     def _wait_again(self) -> None:
         """The reader has come back: it was not the server that has let us wait meanwhile."""
