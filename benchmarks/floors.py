@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import json
 import logging
+import sqlite3
 import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from hashlib import sha256
 from typing import Any
+
+import anyio
 
 from .rivals import Wiring
 from .wires import module
@@ -123,15 +127,19 @@ def _rate() -> Step:
     return around
 
 
+def _key(request: Any) -> str:
+    """A digest of the URL, who asks, and the body in canonical form."""
+    who = request.headers.get("authorization", "")
+    return sha256(f"{request.url} {who} {_canonical(json.loads(request.content))}".encode()).hexdigest()
+
+
 def _cache() -> Step:
-    """Answers, by a digest of the URL, who asks, and the body in canonical form."""
+    """Answers, by their keys."""
     kept: dict[str, Any] = {}
 
     def around(call_next: Handler) -> Handler:
         async def step(request: Any) -> Any:
-            who = request.headers.get("authorization", "")
-            text = f"{request.url} {who} {_canonical(json.loads(request.content))}"
-            key = sha256(text.encode()).hexdigest()
+            key = _key(request)
             found = kept.get(key)
             if found is not None:
                 make, status, headers, stream = found
@@ -150,29 +158,60 @@ def _cache() -> Step:
     return around
 
 
-FLOORS: Mapping[str, Callable[[], Sequence[Step]]] = {
-    "ten no-op layers": lambda: [_passing] * 10,
-    "Logging": lambda: [_logging],
-    "Retry": lambda: [_retry],
-    "Breaker": lambda: [_breaker()],
-    "RateLimit": lambda: [_rate()],
-    "the four together": lambda: [_logging, _retry, _breaker(), _rate()],
-    "the four and Cache, a miss": lambda: [_logging, _cache(), _retry, _breaker(), _rate()],
-    "Cache, a hit in memory": lambda: [_cache()],
+def _file(wiring: Wiring, exits: ExitStack) -> Step:
+    """The same out of a file: one row read by its key, in async modes not on the event loop."""
+    path = wiring.folder / "floor.db"
+    file = exits.enter_context(closing(sqlite3.connect(path, check_same_thread=False, isolation_level=None)))
+    file.execute("CREATE TABLE IF NOT EXISTS kept (key PRIMARY KEY, status, headers, body)")
+
+    def find(key: str) -> Any:
+        row = file.execute("SELECT status, headers, body FROM kept WHERE key = ?", (key,)).fetchone()
+        return row and (row[0], json.loads(row[1]), row[2])
+
+    def around(call_next: Handler) -> Handler:
+        async def step(request: Any) -> Any:
+            key = _key(request)
+            found = await anyio.to_thread.run_sync(find, key) if wiring.is_async else find(key)
+            if found is not None:
+                status, headers, body = found
+                return wiring.http.Response(status, headers=headers, stream=wiring.http.ByteStream(body))
+            response = await call_next(request)
+            headers = json.dumps([*response.headers.items(), ("x-dspex-cache", "hit")])
+            row = key, response.status_code, headers, b"".join(response.stream)
+            file.execute("INSERT INTO kept VALUES (?, ?, ?, ?)", row)
+            return response
+
+        return step
+
+    return around
+
+
+FLOORS: Mapping[str, Callable[[Wiring, ExitStack], Sequence[Step]]] = {
+    "ten no-op layers": lambda *_: [_passing] * 10,
+    "Logging": lambda *_: [_logging],
+    "Retry": lambda *_: [_retry],
+    "Breaker": lambda *_: [_breaker()],
+    "RateLimit": lambda *_: [_rate()],
+    "the four together": lambda *_: [_logging, _retry, _breaker(), _rate()],
+    "the four and Cache, a miss": lambda *_: [_logging, _cache(), _retry, _breaker(), _rate()],
+    "Cache, a hit in memory": lambda *_: [_cache()],
+    "Cache, a first hit in SQLite": lambda wiring, exits: [_file(wiring, exits)],
 }
 """By the stack of ours that it is the floor of."""
 
 
-def floor(wiring: Wiring, steps: Callable[[], Sequence[Step]]) -> Any:
+def floor(wiring: Wiring, steps: Callable[[Wiring, ExitStack], Sequence[Step]]) -> Any:
     """A client that walks through these steps."""
-    return wiring.client(_Walk(wiring.inner(), steps()))
+    exits = ExitStack()
+    return wiring.client(_Walk(wiring.inner(), steps(wiring, exits), exits))
 
 
 class _Walk:
     """A transport, in either mode."""
 
-    def __init__(self, inner: Any, steps: Sequence[Step]) -> None:
+    def __init__(self, inner: Any, steps: Sequence[Step], exits: ExitStack) -> None:
         self._inner = inner
+        self._exits = exits
         self._blocking: Any = self._send
         self._async: Any = inner.handle_async_request
         for step in reversed(steps):
@@ -191,9 +230,11 @@ class _Walk:
         return await self._async(_copy(request))
 
     def close(self) -> None:
+        self._exits.close()
         self._inner.close()
 
     async def aclose(self) -> None:
+        self._exits.close()
         await self._inner.aclose()
 
 
