@@ -12,7 +12,7 @@ from ..stores.memory import by_name
 from .exchange import Exchange, Failed, fresh, is_callers_own
 from .flight import Flight, Flights, Landed
 from .http import Fresh, HttpRules, Missing, Pass, Refresh, Stale, Store
-from .storage import Kept, Saved, Storage, header_pairs, shown_pairs
+from .storage import Kept, Saved, Storage, header_pairs, pairs_of, shown
 
 if TYPE_CHECKING:
     from ..family import Request, Response
@@ -113,7 +113,7 @@ class ByRules:
 
     def _hit(self, call: Exchange, found: Fresh | Refresh, kept: list[Kept], how: str) -> Response:
         saved = _of(kept, found.entry.id).saved
-        return call.answer(evolve(saved, headers=shown_pairs(found.headers)), how)
+        return call.answer(evolve(saved, headers=shown(pairs_of(found.headers))), how)
 
     async def _ask(self, call: Exchange, found: Stale | Missing, kept: list[Kept]) -> Response:
         """Ask the server, with the conditions of what is kept, and learn from its answer."""
@@ -171,7 +171,7 @@ class ByRules:
             length = response.headers.get("content-length")
             if length is not None and length != str(len(body)) and call.request.method != "HEAD":
                 return
-            saved = evolve(Saved.of(response, (body,), call.io.wall()), headers=_pairs(headers))
+            saved = evolve(Saved.of(response, (body,), call.io.wall()), headers=pairs_of(headers))
             if await self._storage.save(call.key, saved, call.io, asked=asked, ttl=None, old=old):
                 call.emit("keeps")
 
@@ -185,8 +185,3 @@ class ByRules:
 
 def _of(kept: list[Kept], id_: Any) -> Kept:
     return next(one for one in kept if one.entry.id == id_)
-
-
-def _pairs(headers: Any) -> tuple[tuple[str, str], ...]:
-    """The pairs of name and value, with what the rules have noted among them."""
-    return tuple((name, value) for name in headers for value in headers.get_list(name))

@@ -16,14 +16,14 @@ from attrs import Factory, field, frozen
 from ..body import with_length
 from ..io import drive
 from ..stores.disk import DiskStore
-from ..stores.memory import Kept as InMemory, MemoryStore, by_name
+from ..stores.memory import Kept as InMemory, MemoryStore, Pairs, by_name
 from ..wire import is_event_stream
 
 if TYPE_CHECKING:
     from ..family import Response
     from ..io import IO
 
-__all__ = ["HOP_BY_HOP", "Kept", "Saved", "Storage", "header_pairs", "shown_pairs"]
+__all__ = ["HOP_BY_HOP", "Kept", "Saved", "Storage", "header_pairs", "pairs_of", "shown"]
 
 T = TypeVar("T")
 
@@ -148,20 +148,17 @@ class Storage:
 
     async def find(self, key: str, io: IO) -> list[Saved]:
         """The answers of a key that are whole and of our making; those in memory are unpacked only once."""
-        if self._memory is not None:
-            found = [saved for kept in self._memory.find(key) if (saved := _read_once(kept)) is not None]
-            if found or self._memory is self.store:
-                return found
-        return [kept.saved for kept in await self.load(key, io)]
+        if self._memory is None:
+            return [kept.saved for kept in await self.load(key, io)]
+        found = await self._find(self._memory, key, io)
+        return [saved for kept in found if (saved := _read_once(kept)) is not None]
 
     async def load(self, key: str, io: IO) -> list[Kept]:
         """The entries of a key that are whole and of our making."""
-        if self._memory is not None:
-            pairs = [(kept, _read_once(kept)) for kept in self._memory.find(key)]
-            found = [Kept(kept.entry(), saved) for kept, saved in pairs if saved is not None]
-            if found or self._memory is self.store:
-                return found
-        return await self._run(lambda: self._load(self.store, key), io) or []
+        if self._memory is None:
+            return await self._run(partial(self._load, key), io) or []
+        pairs = [(kept, _read_once(kept)) for kept in await self._find(self._memory, key, io)]
+        return [Kept(kept.entry(), saved) for kept, saved in pairs if saved is not None]
 
     async def save(
         self,
@@ -215,10 +212,17 @@ class Storage:
         result = method(*args)
         return await result if inspect.isawaitable(result) else result
 
-    async def _load(self, store: Any, key: str) -> list[Kept]:
+    async def _find(self, memory: MemoryStore, key: str, io: IO) -> list[InMemory]:
+        found = memory.find(key)
+        if found or memory is self.store:
+            return found
+        return await self._run(partial(self._call, self.store.find, key), io) or []
+
+    async def _load(self, key: str) -> list[Kept]:
         found = []
-        for entry in await self._call(store.get_entries, key):
-            saved = _unpack(entry.response, await _read(entry.response.stream))
+        for entry in await self._call(self.store.get_entries, key):
+            response = entry.response
+            saved = _unpack(response.status_code, pairs_of(response.headers), await _read(response.stream))
             if saved is not None:
                 found.append(Kept(entry, saved))
         return found
@@ -271,14 +275,14 @@ async def _read(stream: Any) -> tuple[bytes, ...]:
     return tuple(stream)
 
 
-def shown_pairs(headers: Any) -> tuple[tuple[str, str], ...]:
-    """The pairs of name and value in Headers of hishel's, without what only we want to know."""
-    return tuple(
-        (name, value)
-        for name in headers
-        if not name.startswith("x-dspex-")
-        for value in headers.get_list(name)
-    )
+def pairs_of(headers: Any) -> Pairs:
+    """The pairs of name and value in Headers of hishel's."""
+    return tuple((name, value) for name in headers for value in headers.get_list(name))
+
+
+def shown(pairs: Pairs) -> Pairs:
+    """The same without what only we want to know."""
+    return tuple([pair for pair in pairs if not pair[0].startswith("x-dspex-")])
 
 
 def _meta(saved: Saved) -> Iterator[tuple[str, str]]:
@@ -290,16 +294,16 @@ def _meta(saved: Saved) -> Iterator[tuple[str, str]]:
         yield f"x-dspex-{name}", value.decode("latin-1")
 
 
-def _unpack(response: Any, read: tuple[bytes, ...]) -> Saved | None:
+def _unpack(status: int, pairs: Pairs, read: tuple[bytes, ...]) -> Saved | None:
     """What an entry holds; ``None`` when it is not of our making, of another version, or cut short."""
-    headers, body = response.headers, b"".join(read)
+    headers, body = dict(pairs), b"".join(read)
     if headers.get("x-dspex-schema") != _SCHEMA or headers.get("x-dspex-length") != str(len(body)):
         return None
     try:
         stored_at = float(headers["x-dspex-stored-at"])
         lengths = tuple(map(int, headers["x-dspex-pieces"].split(",")))
-        pairs = shown_pairs(headers)
-        for name, value in pairs:  # spoilt, they could not be given to anybody
+        kept = shown(pairs)
+        for name, value in kept:  # spoilt, they could not be given to anybody
             name.encode("ascii")
             value.encode("latin-1")
         extensions = tuple(
@@ -311,13 +315,13 @@ def _unpack(response: Any, read: tuple[bytes, ...]) -> Saved | None:
         return None
     # as a rule they lie there as they were: a copy would take their room twice
     pieces = read if tuple(map(len, read)) == lengths else _cut(body, lengths)
-    return Saved(response.status_code, pairs, pieces, stored_at, extensions)
+    return Saved(status, kept, pieces, stored_at, extensions)
 
 
 def _read_once(kept: InMemory) -> Saved | None:
     """What an entry in memory holds."""
     if kept.reading is None:
-        kept.reading = _unpack(kept.entry().response, kept.chunks)
+        kept.reading = _unpack(kept.status, kept.headers, kept.chunks)
     saved: Saved | None = kept.reading
     return saved
 

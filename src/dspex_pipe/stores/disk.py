@@ -157,11 +157,19 @@ class DiskStore:
         Raises:
             StoreFailed: The database has failed; told once.
         """
-        found = self.memory.get_entries(key)
+        return [kept.entry() for kept in self.find(key)]
+
+    def find(self, key: str) -> list[Kept]:
+        """What `get_entries` gives, but not as entries: not to be changed.
+
+        Raises:
+            StoreFailed: The database has failed; told once.
+        """
+        found = self.memory.find(key)
         if found:
             return found
         with self._lock:
-            return [kept.entry() for kept in self._run(partial(self._load, key)) or ()]
+            return self._run(partial(self._load, key)) or []
 
     def update_headers(self, id: UUID, headers: Headers) -> None:  # noqa: A002 - hishel's name for it
         """Replace the response's headers of an entry, if there still is one.

@@ -20,7 +20,7 @@ from ..config import brief, whole
 if TYPE_CHECKING:
     from hishel import Entry, Headers, Request, Response
 
-__all__ = ["Kept", "MemoryStore", "Recorder", "by_name"]
+__all__ = ["Kept", "MemoryStore", "Pairs", "Recorder", "by_name"]
 
 # Unlike lists and dicts, tuples of strings cost the garbage collector nothing for as long as they are kept.
 Pairs: TypeAlias = tuple[tuple[str, str], ...]
