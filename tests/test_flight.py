@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 
 import pytest
 import trio
@@ -184,6 +185,29 @@ def test_threads_asyncio_and_trio_follow_one_leader():
         thread.join(20)
     assert results == ["one for all"] * 15
     assert len(flights) == 0
+
+
+def test_two_threads_that_find_a_dropped_lead_at_once_both_go_on():
+    class Crowded(deque):
+        """Whoever sees that something is in it is overtaken by another thread, once."""
+
+        overtaken = False
+
+        def __len__(self):
+            seen = super().__len__()
+            if seen and not self.overtaken:
+                self.overtaken = True
+                other = threading.Thread(target=lambda: left.append(len(flights)))
+                other.start()
+                other.join(20)
+            return seen
+
+    flights, left = Flights(), []
+    flights.dropped = Crowded()
+    _step(flights.join("k", BLOCKING, None)).drop()
+    assert isinstance(_step(flights.join("k", BLOCKING, None)), Flight)
+    assert left == [0]
+    assert len(flights) == 1
 
 
 def test_an_event_of_a_loop_that_is_gone_is_nobodys_trouble():

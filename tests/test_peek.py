@@ -6,6 +6,8 @@ import asyncio
 import gc
 import gzip
 import json
+import threading
+from collections import deque
 
 import anthropic
 import anyio
@@ -28,7 +30,7 @@ from dspex_pipe import (
     options,
 )
 from dspex_pipe.body import Passing, put_stream
-from dspex_pipe.io import ASYNC
+from dspex_pipe.io import ASYNC, _Pieces, close_dropped
 from dspex_pipe.testing import Reply, Script, VirtualIO
 from modes import World
 
@@ -574,6 +576,31 @@ def test_the_next_call_closes_what_was_dropped_half_way_and_not_the_collector(ht
     assert upstream.closed == []
     client.post(URL, json=CHAT)
     assert upstream.closed[0] == "body"
+
+
+def test_calls_of_two_threads_that_find_a_dropped_body_at_once_both_go_on(http, monkeypatch):
+    class Crowded(deque):
+        """Whoever sees that something is in it is overtaken by another thread, once."""
+
+        overtaken = False
+
+        def __len__(self):
+            seen = super().__len__()
+            if seen and not self.overtaken:
+                self.overtaken = True
+                other = threading.Thread(target=close_dropped)
+                other.start()
+                other.join(20)
+            return seen
+
+    monkeypatch.setattr(_Pieces, "_dropped", Crowded())
+    upstream = Plain(http, (TEXT, TEXT), (TEXT,))
+    client = Pipeline([Retry()]).client(http=http, transport=upstream)
+    response = client.send(client.build_request("POST", URL, json=CHAT), stream=True)
+    del response
+    gc.collect()
+    assert client.post(URL, json=CHAT).status_code == 200
+    assert upstream.closed.count("body") == 2
 
 
 @pytest.mark.parametrize("pieces", [(TEXT, TEXT), [TEXT, TEXT]], ids=["generator", "iterator"])

@@ -573,7 +573,11 @@ class _Pieces(_Inline[bytes]):
     def close_dropped(cls) -> None:
         """Close what was dropped since the last time."""
         while cls._dropped:
-            _, stream = cls._begun.pop(cls._dropped.popleft())
+            try:
+                key = cls._dropped.popleft()
+            except IndexError:  # another thread took the last one
+                return
+            _, stream = cls._begun.pop(key)
             stream.close()
 
 

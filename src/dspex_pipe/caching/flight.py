@@ -146,7 +146,11 @@ class Flights(Generic[T]):
 
     def _leave_dropped(self) -> None:
         while self.dropped:
-            self.dropped.popleft().leave()
+            try:
+                flight = self.dropped.popleft()
+            except IndexError:  # another thread took the last one
+                return
+            flight.leave()
 
     def learn(self, key: str, *, shareable: bool) -> None:
         """Remember keys whose answers cannot be shared: waiting for those only costs time.
