@@ -473,6 +473,26 @@ def test_a_cancelled_leader_hands_over(point):
     assert script.open == 0
 
 
+@pytest.mark.parametrize("run", [asyncio.run, lambda main: trio.run(lambda: main)], ids=["asyncio", "trio"])
+def test_a_file_is_asked_where_no_thread_of_everybodys_is_free(run, tmp_path):
+    """All may be taken by blocking endpoints of a web framework, which wait for this very call."""
+
+    async def main():
+        import anyio.to_thread
+
+        script = Script(Reply(json=ANSWER))
+        threads = anyio.to_thread.current_default_thread_limiter()
+        threads.total_tokens = 1
+        pipeline = Pipeline([Cache(tmp_path / "answers.db")])
+        async with threads, pipeline, pipeline.async_client(transport=script) as client:
+            with anyio.fail_after(20):
+                first = await client.post(URL, json=ASK)
+                again = await client.post(URL, json=ASK)
+        assert (first.headers["x-dspex-cache"], again.headers["x-dspex-cache"]) == ("miss", "hit")
+
+    run(main())
+
+
 def test_sixteen_threads_and_sixteen_tasks_on_a_cold_key_make_one_call(http):  # noqa: C901
     pipeline = Pipeline([Cache()])
     calls, go = [], threading.Event()

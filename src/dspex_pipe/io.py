@@ -63,6 +63,8 @@ GRACE = 0.25
 `Breaker` something, to be cancelled from outside does not."""
 
 _CLOSE_BOUND = 100
+_THREADS = 40  # at once in one event loop: as many as anyio's own
+_threads: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("dspex_pipe.threads")
 _LOOPS = frozenset({"asyncio", "anyio", "trio", "sniffio"})
 
 
@@ -342,8 +344,17 @@ class AsyncIO(IO):
         return _LoopEvent()
 
     async def to_thread(self, function: Callable[[], T]) -> T:
-        """Call it in a worker thread."""
-        return await anyio.to_thread.run_sync(function)
+        """Call it in a worker thread, of those that are ours alone.
+
+        Those that everybody shares may all be taken by what waits for this very call: a blocking endpoint of
+        a web framework that calls an async client, forty times over, would never end.
+        """
+        try:
+            threads = _threads.get()
+        except LookupError:
+            threads = anyio.CapacityLimiter(_THREADS)
+            _threads.set(threads)
+        return await anyio.to_thread.run_sync(function, limiter=threads)
 
     def attempts(self, context: Attempts) -> AsyncIterator[Attempt]:
         """Walk through stamina's attempts; it sleeps between them on the running event loop."""
