@@ -650,10 +650,8 @@ def test_a_file_outlives_its_pipeline(tmp_path):
             # the second time, its memory answers
             answers += [ask(client, headers={"authorization": "me"}) for _ in range(2)]
     assert answers == [(1, "miss"), (1, "hit"), (1, "hit"), (1, "hit")]
-    assert ask(Pipeline([Cache(path)]).client(transport=script), headers={"authorization": "you"}) == (
-        2,
-        "miss",
-    )
+    with Pipeline([Cache(path)]) as pipeline:
+        assert ask(pipeline.client(transport=script), headers={"authorization": "you"}) == (2, "miss")
 
 
 @pytest.mark.parametrize("make", [lambda _: MemoryStore(), DiskStore], ids=["memory", "disk"])
@@ -675,6 +673,7 @@ def test_entries_of_another_version_cut_short_or_spoilt_are_misses(make, tmp_pat
         good = {n: entry.response.headers.get_list(n) for n in entry.response.headers}
         store.update_headers(entry.id, hishel.Headers({**good, name: value}))
         assert ask(client)[1] == "miss"
+    store.close()
 
 
 def test_a_store_that_is_not_ours_needs_a_secret():
