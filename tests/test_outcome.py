@@ -169,6 +169,27 @@ def test_a_transport_error_may_pass(http, name):
     assert is_read_timeout(error, get(http)) == (name == "ReadTimeout")
 
 
+@pytest.mark.parametrize(
+    ("names", "unsent"),
+    [
+        (["ServerDisconnectedError", "ServerConnectionError", "ClientConnectionError"], False),
+        (["ClientConnectionResetError", "ClientConnectionError"], False),
+        (["ClientConnectorDNSError", "ClientConnectorError", "ClientOSError", "ClientConnectionError"], True),
+        (["ConnectionTimeoutError", "ServerTimeoutError", "ServerConnectionError"], True),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_a_lost_connection_of_aiohttp_may_have_carried_the_request(http, names, unsent):
+    """httpx-aiohttp raises a ConnectTimeout for each of these errors of aiohttp, by its base classes."""
+    cause = Exception
+    for name in reversed(names):
+        cause = type(name, (cause,), {"__module__": "aiohttp.client_exceptions"})
+    error = http.ConnectTimeout("x")
+    error.__cause__ = cause("x")
+    assert is_transient_error(error, get(http))
+    assert surely_unsent(error, get(http)) == unsent
+
+
 @pytest.mark.parametrize("name", ["UnsupportedProtocol", "LocalProtocolError"])
 def test_a_mistake_of_ours_does_not_pass(http, name):
     assert not is_transient_error(getattr(http, name)("x"), get(http))

@@ -207,6 +207,8 @@ def _meaning(word: str | int, record: Record) -> Meaning | None:
 
 
 _UNSENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")
+# httpx-aiohttp, which comes with openai, calls every lost connection a ConnectTimeout. So its cause decides.
+_NEVER_CONNECTED = frozenset({"ClientConnectorError", "ConnectionTimeoutError"})
 _OUR_FAULT = ("UnsupportedProtocol", "LocalProtocolError")
 
 
@@ -223,7 +225,12 @@ def is_transient_error(exc: BaseException, request: Request) -> bool:
 def surely_unsent(exc: Exception, request: Request) -> bool:
     """Whether no byte of the request can have reached the server."""
     module = family_of(request).module
-    return isinstance(exc, tuple(getattr(module, name) for name in _UNSENT))
+    if not isinstance(exc, tuple(getattr(module, name) for name in _UNSENT)):
+        return False
+    cause = type(exc.__cause__)
+    return not cause.__module__.startswith("aiohttp.") or any(
+        kind.__name__ in _NEVER_CONNECTED for kind in cause.__mro__
+    )
 
 
 def is_read_timeout(exc: Exception, request: Request) -> bool:
