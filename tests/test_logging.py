@@ -92,6 +92,22 @@ def test_an_exception_is_a_warning_that_names_its_type_only(world, name):
     assert sink.only.exc_info is None
 
 
+@pytest.mark.parametrize(
+    ("url", "shown", "port"),
+    [
+        ("http://u:p@127.0.0.1:8000/a", "127.0.0.1:8000", 8000),
+        ("http://[::1]:8000/a", "[::1]:8000", 8000),
+        ("https://api.test:443/a", "api.test", 443),
+        ("https://api.test/a", "api.test", 443),
+    ],
+)
+def test_two_servers_of_one_host_are_told_apart_by_their_ports(world, url, shown, port):
+    sink = Sink()
+    log(world, sink, 200, url=url)
+    assert sink.lines == [f"INFO GET {shown}/a -> 200 in 0.000 s, 1 attempt"]
+    assert getattr(sink.only, "server.port") == port
+
+
 def test_the_line_tells_what_the_layers_did(world):
     sink = Sink()
     busy = Reply(status=503, headers={"retry-after": "2"})
@@ -212,6 +228,7 @@ def test_the_fields_of_a_call_follow_opentelemetrys_names(world):
     assert told == {
         "http.request.method": "GET",
         "server.address": "api.test",
+        "server.port": 80,
         "url.path": "/items",
         "http.response.status_code": 200,
         "http.client.request.duration": 2.0,

@@ -82,6 +82,9 @@ class Logging:
         return LoggingMiddleware(self)
 
 
+_PORTS = {"http": 80, "https": 443}
+
+
 def safe(text: str) -> str:
     """Text from outside, on one line: not printable is escaped, and long is cut at 200 characters."""
     clean = text
@@ -152,7 +155,8 @@ class LoggingMiddleware:
     ) -> None:
         if not self.logger.isEnabledFor(level):
             return
-        host, path = safe(request.url.host), safe(request.url.path)
+        url = request.url
+        path = safe(url.path)
         decisions = [event for event in record.events if event.layer != "transport"]
         attempts = len(record.events) - len(decisions)  # what the wire did
         did = story(decisions)
@@ -160,7 +164,7 @@ class LoggingMiddleware:
             level,
             "%s %s%s -> %s in %.3f s, %d attempt%s%s",
             safe(request.method),
-            host,
+            safe(url.netloc.decode("ascii")),
             path,
             result,
             seconds,
@@ -169,7 +173,8 @@ class LoggingMiddleware:
             f": {did}" if did else "",
             extra={
                 "http.request.method": safe(request.method),
-                "server.address": host,
+                "server.address": safe(url.host),
+                "server.port": url.port or _PORTS.get(url.scheme),
                 "url.path": path,
                 "http.client.request.duration": seconds,
                 "http.request.resend_count": max(0, attempts - 1),
