@@ -66,7 +66,16 @@ def test_a_copy_of_an_unread_stream_stays_unread(http):
 
 
 @pytest.mark.parametrize(
-    "kwargs", [{}, {"content": b"x"}, {"content": "x"}, {"json": {"a": 1}}, {"data": {"a": "1"}}], ids=repr
+    "kwargs",
+    [
+        {},
+        {"content": b"x"},
+        {"content": "x"},
+        {"json": {"a": 1}},
+        {"data": {"a": "1"}},
+        {"data": {"a": "1"}, "files": {"one": b"x", "other": ("name", "text", "text/plain")}},
+    ],
+    ids=repr,
 )
 def test_a_body_in_memory_can_be_sent_again(http, kwargs):
     assert is_replayable(http.Request("POST", URL, **kwargs))
@@ -83,8 +92,9 @@ async def pieces():
         lambda: {"content": pieces()},
         lambda: {"content": stdio.BytesIO(b"x")},
         lambda: {"files": {"file": ("a.txt", stdio.BytesIO(b"x"))}},
+        lambda: {"files": {"one": b"x", "file": ("a.txt", stdio.BytesIO(b"x"))}},
     ],
-    ids=["generator", "async generator", "file", "multipart"],
+    ids=["generator", "async generator", "file", "multipart", "multipart, in part"],
 )
 def test_a_body_that_is_used_up_by_sending_cannot_be_sent_again(http, make):
     assert not is_replayable(http.Request("POST", URL, **make()))

@@ -148,6 +148,13 @@ def test_what_surely_was_not_sent_is_repeated(http, name):
     assert isinstance(after(getattr(http, name)("x"), order(http=http)), Again)
 
 
+def test_what_a_limit_turned_away_is_repeated():
+    assert isinstance(after(status(429), order()), Again)
+    assert_gives_up(after(status(429, json=QUOTA), order()), "does not pass", spent=True)
+    streamed = call("POST", content=iter([b"x"]))
+    assert_gives_up(after(status(429), streamed), "cannot be sent twice", spent=False)
+
+
 @pytest.mark.parametrize("name", ["Idempotency-Key", "idempotency-key"])
 def test_an_idempotency_key_makes_a_post_safe(name):
     assert isinstance(after(status(), order(headers={name: "k"})), Again)

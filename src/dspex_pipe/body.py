@@ -55,12 +55,15 @@ def copy_request(request: Request) -> Request:
 
 
 def is_replayable(request: Request) -> bool:
-    """Whether the body can be sent a second time: only when it lies in memory.
+    """Whether the body can be sent a second time: only when it lies in memory, as a form of such parts does.
 
     A generator is used up after one pass, and an open file is at its end: httpx would send the
     second request with an empty body, and no error.
     """
-    return isinstance(request.stream, family_of(request).module.ByteStream)
+    stream: Any = request.stream
+    if type(stream).__name__ == "MultipartStream":  # both libraries make it, and export it not
+        return all(isinstance(getattr(part, "file", b""), bytes | str) for part in stream.fields)
+    return isinstance(stream, family_of(request).module.ByteStream)
 
 
 def is_buffered(response: Response) -> bool:

@@ -87,10 +87,10 @@ class Retry:
     """Send again what failed for a passing reason.
 
     Retried are the statuses 408, 425, 429, 500, 502, 503, 504, 529 and transport errors, when repeating is
-    safe: idempotent methods; what surely was not sent; requests with an ``Idempotency-Key``; LLM completions,
-    told by their path and body. The server's ``x-should-retry`` and the wait that it names come first. An
-    error code that no waiting mends, as of a spent quota, ends it. When retrying ends, the last response is
-    returned, or the last exception raised, with those before it as notes.
+    safe: idempotent methods; what surely was not sent, or was turned away by a limit (429); requests with an
+    ``Idempotency-Key``; LLM completions, told by their path and body. The server's ``x-should-retry`` and the
+    wait that it names come first. An error code that no waiting mends, as of a spent quota, ends it. When
+    retrying ends, the last response is returned, or the last exception raised, with those before it as notes.
 
     An LLM's stream may fail behind a status of 200, too. It is held back for a moment, to see its beginning:
     an error in there is a failed attempt, and the reader sees one clean stream. Once it has content it is
@@ -211,7 +211,7 @@ def decide(  # noqa: C901, PLR0911, PLR0912 - one rule after the other, each wit
     error = outcome if isinstance(outcome, Exception) else None
     told: float | None = None
     refilled: float | None = None
-    free = False
+    free = turned_away = False
     if isinstance(outcome, Exception):
         if not _is_retryable(policy, outcome, request):
             return None
@@ -232,13 +232,14 @@ def decide(  # noqa: C901, PLR0911, PLR0912 - one rule after the other, each wit
             return Enough(f"{said} does not pass by waiting", spent=True)
         told = told_wait(outcome.headers, wall)
         if answer.meaning is Meaning.THROTTLED:
+            turned_away = True
             free = policy.throttle == "wait"
             refilled = refilled_in(outcome.headers, wall)
     if options.get("retry") is False:
         return Enough("switched off for this call")
     if not is_replayable(request):
         return Enough("the body cannot be sent twice")
-    if not _is_safe(policy, call, error):
+    if not turned_away and not _is_safe(policy, call, error):
         return Enough(f"{request.method} is not safe to repeat, and it may have been carried out")
     counted = call.attempt - call.throttles
     if policy.attempts is not None and counted >= policy.attempts and not free:
