@@ -5,18 +5,18 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 import dspex_pipe as dspex
 from dspex_pipe import Handler, Request, Response
 
 from .calls import PATH, Candidate, fresh, known, open_mode, same
-from .floors import FLOORS, floor
+from .floors import FILE, FLOORS, floor
 from .measure import Block, Samples, Tick, interleave
 from .rivals import RIVALS, Wiring
 from .wires import LOCAL, loopback, mock, module, null
@@ -25,10 +25,12 @@ __all__ = ["BARE", "GET", "HITS", "Group", "groups", "measure", "open_blocks", "
 
 BARE, AGAIN, GET = "bare", "bare, once more", "GET bare"
 
+_FIRST_HIT = "Cache, a first hit in SQLite"
+
 HITS = (
     "Cache, a hit in memory",
     "Cache, a hit in SQLite's front",
-    "Cache, a first hit in SQLite",
+    _FIRST_HIT,
     "GET hit in memory",
     "GET hit in SQLite's front",
 )
@@ -190,7 +192,11 @@ def _candidates(wiring: Wiring, mode: str) -> tuple[dict[str, Candidate], dict[s
 
 def _floors(wiring: Wiring) -> Iterator[tuple[str, Candidate]]:
     for name, steps in FLOORS.items():
-        client, hits = partial(floor, wiring, steps), name in HITS
+        make, hits = partial(floor, steps=steps), name in HITS
+        if name == _FIRST_HIT:
+            yield f"floor: {name}", _first_hit(make, wiring, wiring.folder / FILE)
+            continue
+        client = partial(make, wiring)
         yield f"floor: {name}", Candidate(client, same if hits else fresh, cache="hit" if hits else None)
 
 
@@ -206,17 +212,21 @@ def _hits(wiring: Wiring) -> Iterator[tuple[str, Candidate]]:
         client = partial(_ours, wiring, partial(_cache, store))
         yield f"Cache, a hit {place}", Candidate(client, same, cache="hit")
         yield f"GET hit {place}", Candidate(client, method="get", cache="hit")
-    client = partial(_ours_filled, wiring, files / "first.db")
-    yield "Cache, a first hit in SQLite", Candidate(client, partial(known, _FIRST), cache="hit", anew=True)
+    first = files / "first.db"
+    yield _FIRST_HIT, _first_hit(partial(_ours, layers=partial(_cache, first)), wiring, first)
 
 
-def _ours_filled(wiring: Wiring, file: Path) -> Any:
-    """A client over a file that has all answers, none of which has been asked for in this client's life."""
-    if not file.exists():
-        with dspex.build_client(_cache(file), http=wiring.http, transport=mock(wiring.http)) as filler:
-            for _, body in zip(range(_FIRST), known(_FIRST), strict=False):
-                filler.post(wiring.url, json=body)
-    return _ours(wiring, partial(_cache, file))
+def _first_hit(make: Callable[[Wiring], Any], wiring: Wiring, file: Path) -> Candidate:
+    """Clients over a file that has all answers, none of which has been asked for in a client's life."""
+
+    def filled() -> Any:
+        if not file.exists():
+            with closing(make(evolve(wiring, is_async=False, inner=partial(mock, wiring.http)))) as filler:
+                for _, body in zip(range(_FIRST), known(_FIRST), strict=False):
+                    filler.post(wiring.url, json=body)
+        return make(wiring)
+
+    return Candidate(filled, partial(known, _FIRST), cache="hit", anew=True)
 
 
 def _cache(store: Path | None) -> list[Any]:

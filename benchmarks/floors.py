@@ -23,7 +23,10 @@ import anyio
 from .rivals import Wiring
 from .wires import module
 
-__all__ = ["FLOORS", "floor"]
+__all__ = ["FILE", "FLOORS", "floor"]
+
+FILE = "floor.db"
+"""Where the floor of what is kept in a file keeps it."""
 
 Handler = Callable[[Any], Awaitable[Any]]
 Step = Callable[[Handler], Handler]
@@ -160,7 +163,7 @@ def _cache() -> Step:
 
 def _file(wiring: Wiring, exits: ExitStack) -> Step:
     """The same out of a file: one row read by its key, in async modes not on the event loop."""
-    path = wiring.folder / "floor.db"
+    path = wiring.folder / FILE
     file = exits.enter_context(closing(sqlite3.connect(path, check_same_thread=False, isolation_level=None)))
     file.execute("CREATE TABLE IF NOT EXISTS kept (key PRIMARY KEY, status, headers, body)")
 
