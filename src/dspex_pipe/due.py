@@ -31,9 +31,5 @@ def set_due(request: Request, due: Callable[[], float]) -> None:
 
 def due_of(request: Request) -> float:
     """When a layer further out cuts this request off, as of now; infinite for never."""
-    due: Callable[[], float] = request.extensions.get(_EXTENSION, _never)
-    return due()
-
-
-def _never() -> float:
-    return inf
+    due: Callable[[], float] | None = request.extensions.get(_EXTENSION)
+    return inf if due is None else due()

@@ -97,10 +97,11 @@ class _Edge:
     async def _terminal(self, request: Request) -> Response:
         """The innermost handler: send, and read a plain body, which belongs to its attempt."""
         record, started = record_of(request), self._io.now()
+        due, deadline = due_of(request), inf
         if record.deadline is not None:
-            _tighten(request, record.deadline - started)
-        deadline = inf if record.deadline is None else record.deadline
-        due = min(deadline, due_of(request))
+            deadline = record.deadline
+            _tighten(request, deadline - started)
+            due = min(due, deadline)
         sending = self._send(request, record)
         if due < inf:
             grace = GRACE if isinstance(self.inner, _Edge) else 0.0  # a pipeline below has the same bound

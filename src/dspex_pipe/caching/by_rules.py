@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from attrs import evolve
-
 from ..body import copy_request
 from ..stores.memory import by_name
 from .exchange import Exchange, Failed, fresh, is_callers_own
@@ -113,7 +111,7 @@ class ByRules:
 
     def _hit(self, call: Exchange, found: Fresh | Refresh, kept: list[Kept], how: str) -> Response:
         saved = _of(kept, found.entry.id).saved
-        return call.answer(evolve(saved, headers=shown(pairs_of(found.headers))), how)
+        return call.answer(saved.with_headers(shown(pairs_of(found.headers))), how)
 
     async def _ask(self, call: Exchange, found: Stale | Missing, kept: list[Kept]) -> Response:
         """Ask the server, with the conditions of what is kept, and learn from its answer."""
@@ -171,7 +169,7 @@ class ByRules:
             length = response.headers.get("content-length")
             if length is not None and length != str(len(body)) and call.request.method != "HEAD":
                 return
-            saved = evolve(Saved.of(response, (body,), call.io.wall()), headers=pairs_of(headers))
+            saved = Saved.of(response, (body,), call.io.wall()).with_headers(pairs_of(headers))
             if await self._storage.save(call.key, saved, call.io, asked=asked, ttl=None, old=old):
                 call.emit("keeps")
 

@@ -86,6 +86,10 @@ class Saved:
         raw = with_length(self.headers, self.body)
         return [pair for pair in raw if pair[0] != b"content-length"] if self.is_stream else raw
 
+    def with_headers(self, headers: Pairs) -> Saved:
+        """The same with other headers."""
+        return Saved(self.status, headers, self.pieces, self.stored_at, self.extensions)
+
     @classmethod
     def of(cls, response: Response, pieces: tuple[bytes, ...], now: float) -> Saved:
         """What is kept of a response that has been read."""

@@ -156,7 +156,7 @@ class LoggingMiddleware:
         if not self.logger.isEnabledFor(level):
             return
         url = request.url
-        path = safe(url.path)
+        host, port, path = safe(url.host), url.port, safe(url.path)
         decisions = [event for event in record.events if event.layer != "transport"]
         attempts = len(record.events) - len(decisions)  # what the wire did
         did = story(decisions)
@@ -164,7 +164,7 @@ class LoggingMiddleware:
             level,
             "%s %s%s -> %s in %.3f s, %d attempt%s%s",
             safe(request.method),
-            safe(url.netloc.decode("ascii")),
+            host if port is None else safe(url.netloc.decode("ascii")),
             path,
             result,
             seconds,
@@ -173,8 +173,8 @@ class LoggingMiddleware:
             f": {did}" if did else "",
             extra={
                 "http.request.method": safe(request.method),
-                "server.address": safe(url.host),
-                "server.port": url.port or _PORTS.get(url.scheme),
+                "server.address": host,
+                "server.port": _PORTS.get(url.scheme) if port is None else port,
                 "url.path": path,
                 "http.client.request.duration": seconds,
                 "http.request.resend_count": max(0, attempts - 1),
