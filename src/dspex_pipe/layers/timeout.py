@@ -39,12 +39,12 @@ class Timeout:
 
     ``total`` belongs outside `Retry`, the others inside it: two of these layers, then. What the caller asked
     for in httpx's own ``timeout=`` still holds where it is shorter; httpx's default of 5 s, when nobody has
-    touched it, counts as not asked for.
+    touched it, counts as not asked for. The wire ends at the bound, so that the layers inside see a timeout;
+    a layer that is busy past it all the same is cut off 0.25 s later.
 
     Args:
         total: Seconds for the whole call: retries, waits, redirects, and the body. Every layer inside sees
-            the deadline; one that is busy past it all the same is cut off 0.25 s later. Late is
-            `DeadlineExceeded`.
+            the deadline. Late is `DeadlineExceeded`.
         attempt: Seconds until an answer is there: its headers, and its body if that is read inside the
             stack (an LLM's, or short JSON). Late is a ``ReadTimeout``, which `Retry` sends again.
         connect: Seconds for connecting.
