@@ -11,6 +11,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .family import BodySource, Request, Response, content_of, family_of, respond, respond_raw, with_length
+from .wire.inflate import Spoilt, inflater
 
 if TYPE_CHECKING:
     from .io import IO
@@ -36,7 +37,6 @@ __all__ = [
     "with_length",
 ]
 
-_SLICE = 1024
 _LOOK_BOUND = 1 << 20
 _DRAIN_BYTES = 1 << 16
 _DRAIN_SECONDS = 1.0
@@ -72,7 +72,7 @@ def is_buffered(response: Response) -> bool:
 
 
 def decoded(response: Response, raw: bytes | None = None, bound: int = _LOOK_BOUND) -> bytes | None:
-    """The body of a response, decompressed; ``None`` when it is a stream, spoilt, or too big.
+    """The body of a response, decompressed; ``None`` when it is a stream, spoilt, too big, or not understood.
 
     The response keeps its raw bytes. Bodies are decompressed a little at a time, and only once: a small body
     that inflates without end stays small here.
@@ -82,25 +82,21 @@ def decoded(response: Response, raw: bytes | None = None, bound: int = _LOOK_BOU
         raw: Its raw body; by default the one that lies in memory.
         bound: Bytes at most.
     """
-    encoding = response.headers.get("content-encoding", "")
-    if "," in encoding:
+    inflate = inflater(response.headers.get("content-encoding", ""))
+    if inflate is None:
         return None
     if raw is None:
         if not is_buffered(response):
             return None
         raw = b"".join(response.stream)  # type: ignore[arg-type] # a ByteStream reads in every mode
-    if encoding in {"", "identity"}:
-        return raw if len(raw) <= bound else None
-    module = family_of(response).module
-    view = module.Response(response.status_code, headers=response.headers, content=_slices(raw))
     parts, size = [], 0
     try:
-        for part in view.iter_bytes():
+        for part in inflate(raw):
             size += len(part)
             if size > bound:
                 return None
             parts.append(part)
-    except module.DecodingError:
+    except Spoilt:
         return None
     return b"".join(parts)
 
@@ -127,10 +123,6 @@ async def discard(response: Response, io: IO) -> None:
     # if it breaks off: it was unwanted anyway, and the attempt has failed already
     with suppress(family_of(response).TransportError):
         await io.drain(response, _DRAIN_SECONDS)
-
-
-def _slices(raw: bytes) -> Iterator[bytes]:
-    return (raw[i : i + _SLICE] for i in range(0, len(raw), _SLICE))
 
 
 class Ending(Enum):
