@@ -85,16 +85,14 @@ class Pipeline:
         self.steps = self._steps()
         known: dict[str, Converter] = dict(CORE)
         words: dict[str | int, Meaning] = {}
-        names = {step.name for step in self.steps}
         for layer in self.layers:
             if isinstance(layer, Pipeline):
                 known.update(layer.known_options)
-                names.update(layer.names)
                 words.update(layer.meanings)
             else:
                 known.update(getattr(layer, "options", {}))
         self.known_options: Mapping[str, Converter] = known
-        self.names: frozenset[str] = frozenset(names)
+        self.names: frozenset[str] = frozenset(step.name for _, step in self._all())
         self._meanings = _check_meanings(meanings or {})
         self.meanings: Mapping[str | int, Meaning] = {**words, **self._meanings}
         for remark in self.advice():
@@ -131,11 +129,7 @@ class Pipeline:
 
     def runs(self, middleware: Middleware) -> bool:
         """Whether a running layer is one of these, or of those of a pipeline among them."""
-        return any(
-            step.middleware is middleware
-            or (isinstance(step.middleware, Pipeline) and step.middleware.runs(middleware))
-            for step in self.steps
-        )
+        return any(step.middleware is middleware for _, step in self._all())
 
     def __repr__(self) -> str:
         return f"Pipeline([{', '.join(_repr(layer) for layer in self.layers)}])"
@@ -162,35 +156,32 @@ class Pipeline:
         Raises:
             KeyError: There is none, or more than one.
         """
-        found = list(self._find(kind))
+        found = [
+            step.middleware
+            for layer, step in self._all()
+            if isinstance(layer, kind) or isinstance(step.middleware, kind)
+        ]
         if len(found) != 1:
             raise KeyError(f"{len(found)} layers of {self!r} are a {kind.__name__}, not exactly one")
         return found[0]
 
-    def _find(self, kind: type) -> Iterator[Middleware]:
+    def _all(self) -> Iterator[tuple[LayerLike, Step]]:
+        """The layers as they were given, and as they run; those of a nested pipeline come behind it."""
         for layer, step in zip(self.layers, self.steps, strict=True):
-            if isinstance(layer, kind) or isinstance(step.middleware, kind):
-                yield step.middleware
-            elif isinstance(layer, Pipeline):
-                yield from layer._find(kind)
+            yield layer, step
+            if isinstance(layer, Pipeline):
+                yield from layer._all()
 
     def advice(self) -> list[Advice]:
         """What there is to say about the order of these layers, nested ones included; ``print`` an item.
 
         What is surely wrong is also an `OrderWarning` when the pipeline is built.
         """
-        return advise(list(self._flat_names()))
+        return advise([step.name for _, step in self._all()])
 
     def check_client(self, *, blocking: bool) -> None:
         """Ask every layer whether it can serve a client of this mode."""
         check_client(self.steps, blocking=blocking)
-
-    def _flat_names(self) -> Iterator[str]:
-        for layer, step in zip(self.layers, self.steps, strict=True):
-            if isinstance(layer, Pipeline):
-                yield from layer._flat_names()
-            else:
-                yield step.name
 
     def snapshot(self) -> dict[str, Any]:
         """What the layers say of their state now; safe for JSON."""
