@@ -88,35 +88,6 @@ class Family:
         self.Body = _body_class(module)
         self._refusals: dict[type[Refused], type[Refused]] = {}
 
-    def respond(
-        self,
-        status: int,
-        *,
-        headers: HeaderPairs | None = None,
-        content: bytes = b"",
-        extensions: Mapping[str, Any] | None = None,
-    ) -> Response:
-        """A complete response of this family; its body can be read in every mode.
-
-        It is made of a stream, not of ``content=``: a response that httpx has read already cannot be
-        streamed by the caller.
-        """
-        return self.respond_raw(status, with_length(headers, content), content, extensions)
-
-    def respond_raw(
-        self,
-        status: int,
-        headers: list[tuple[bytes, bytes]],
-        content: bytes,
-        extensions: Mapping[str, Any] | None,
-    ) -> Response:
-        """The same, with headers as they are on the wire, the length among them."""
-        stream = self.module.ByteStream(content)
-        response: Response = self.module.Response(
-            status, headers=headers, stream=stream, extensions=extensions
-        )
-        return response
-
     def refusal(self, refused: Refused, request: Request) -> Refused:
         """Make a refusal an exception of this family, too, in place; its class keeps its name."""
         plain = type(refused)
@@ -254,6 +225,9 @@ def respond(
 ) -> Response:
     """A complete response for a request, of its own library: how a layer answers without asking on.
 
+    It is made of a stream, not of ``content=``: a response that httpx has read already cannot be streamed by
+    the caller.
+
     Args:
         request: The request to answer.
         status: The HTTP status.
@@ -268,7 +242,7 @@ def respond(
         given = _pairs(headers)
         is_typed = any(name.lower() == "content-type" for name, _ in given)
         headers = given if is_typed else [("content-type", "application/json"), *given]
-    return family_of(request).respond(status, headers=headers, content=content, extensions=extensions)
+    return respond_raw(request, status, with_length(headers, content), content, extensions)
 
 
 def respond_raw(
@@ -279,7 +253,11 @@ def respond_raw(
     extensions: Mapping[str, Any] | None = None,
 ) -> Response:
     """`respond`, with headers as they are on the wire, the length among them."""
-    return family_of(request).respond_raw(status, headers, content, extensions)
+    module = family_of(request).module
+    response: Response = module.Response(
+        status, headers=headers, stream=module.ByteStream(content), extensions=extensions
+    )
+    return response
 
 
 def with_length(headers: HeaderPairs | None, content: bytes) -> list[tuple[bytes, bytes]]:

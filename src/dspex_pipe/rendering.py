@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 from .errors import Refused
 from .events import EXTENSION, Record
-from .family import Family, Request, Response, family_of
+from .family import Request, Response, family_of, respond
 from .waits import wait_headers
 from .wire import error_body
 
@@ -23,23 +23,25 @@ def render(exc: Exception, request: Request, record: Record, refusals: Refusals)
     typed error of the SDK (measured with openai 3.54 and anthropic 2.12).
     """
     family = family_of(request)
-    respond = record.sdk if refusals == "auto" else refusals == "respond"
+    answers = record.sdk if refusals == "auto" else refusals == "respond"
     if isinstance(exc, Refused):
         record.refusal = family.refusal(exc, request)
         record.emit(exc.layer, "refused", exc.reason)
-        return _error(family, exc.status, exc.code, str(exc), exc.retry_after, record) if respond else None
-    if respond and record.spent and isinstance(exc, family.TransportError):
+        if not answers:
+            return None
+        return _error(request, exc.status, exc.code, str(exc), exc.retry_after, record)
+    if answers and record.spent and isinstance(exc, family.TransportError):
         status = 504 if isinstance(exc, family.TimeoutException) else 503
         message = f"{type(exc).__name__} after our own retries: {exc}"
-        return _error(family, status, "retries_spent", message, None, record)
+        return _error(request, status, "retries_spent", message, None, record)
     return None
 
 
 def _error(
-    family: Family, status: int, code: str, message: str, retry_after: float | None, record: Record
+    request: Request, status: int, code: str, message: str, retry_after: float | None, record: Record
 ) -> Response:
     headers = {"content-type": "application/json", "x-should-retry": "false"}
     if retry_after is not None:
         headers |= wait_headers(retry_after)
     content, extensions = error_body(code, message), {EXTENSION: record}
-    return family.respond(status, headers=headers, content=content, extensions=extensions)
+    return respond(request, status, headers=headers, content=content, extensions=extensions)
