@@ -7,6 +7,7 @@ the classes below; at the edge it also becomes the client family's own ``Transpo
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar
 
 __all__ = [
@@ -71,11 +72,7 @@ class Refused(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         # The class may be one made per client family, which pickle could not find by name.
         plain = next(c for c in type(self).__mro__ if "_dspex_family" not in vars(c))
-        return _restore, (plain, self.reason, {name: getattr(self, name) for name in self._fields})
-
-
-def _restore(cls: type[Refused], reason: str, fields: dict[str, Any]) -> Refused:
-    return cls(reason, **fields)
+        return partial(plain, self.reason, **{name: getattr(self, name) for name in self._fields}), ()
 
 
 class BreakerOpen(Refused):

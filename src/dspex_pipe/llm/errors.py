@@ -6,7 +6,9 @@ exception or refusal behind it is its ``__cause__``.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 from ..events import Trace
 from ..outcome import Meaning
@@ -42,9 +44,6 @@ class LLMError(Exception):
         trace: What the layers did.
     """
 
-    meanings: ClassVar[tuple[Meaning, ...]] = ()
-    """What an answer means that becomes this error."""
-
     def __init__(
         self,
         message: str,
@@ -66,7 +65,7 @@ class LLMError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         names = ("client", "status", "code", "request_id", "retry_after", "trace")
-        return _restore, (type(self), self.args[0], {name: getattr(self, name) for name in names})
+        return partial(type(self), self.args[0], **{name: getattr(self, name) for name in names}), ()
 
     def __str__(self) -> str:
         facts = {"status": self.status, "code": self.code, "request id": self.request_id}
@@ -74,44 +73,28 @@ class LLMError(Exception):
         return f"{self.client}: {self.args[0]}{f' ({told})' if told else ''}"
 
 
-def _restore(kind: type[LLMError], message: str, facts: dict[str, Any]) -> LLMError:
-    return kind(message, **facts)
-
-
 class AuthError(LLMError):
     """The key is missing, wrong, or may not do this."""
-
-    meanings = (Meaning.AUTH,)
 
 
 class RateLimited(LLMError):
     """The provider, or a rate of our own, wants fewer calls."""
 
-    meanings = (Meaning.THROTTLED,)
-
 
 class QuotaSpent(LLMError):
     """The account has no credit left, or reached a limit on spending."""
-
-    meanings = (Meaning.QUOTA_SPENT,)
 
 
 class BadRequest(LLMError):
     """The provider did not accept the request as it was."""
 
-    meanings = (Meaning.BAD_REQUEST,)
-
 
 class ContextTooLong(BadRequest):
     """The prompt is longer than the model takes."""
 
-    meanings = (Meaning.CONTEXT_TOO_LONG,)
-
 
 class ProviderDown(LLMError):
     """The provider failed, is overloaded, or cannot be reached."""
-
-    meanings = (Meaning.OVERLOADED, Meaning.FAILED)
 
 
 class BreakerOpen(ProviderDown):
@@ -127,16 +110,18 @@ class Crashed(LLMError):
 
 
 class ClientDown(LLMError):
-    """The client crashed too often, and rests until ``retry_after`` seconds from now."""
+    """The client was stopped, or crashed too often and rests until ``retry_after`` seconds from now."""
 
 
-_BY_MEANING: dict[Meaning, type[LLMError]] = {
-    meaning: kind
-    for kind in (AuthError, RateLimited, QuotaSpent, BadRequest, ContextTooLong, ProviderDown)
-    for meaning in kind.meanings
+_BY_MEANING: Mapping[Meaning, type[LLMError]] = {
+    Meaning.AUTH: AuthError,
+    Meaning.THROTTLED: RateLimited,
+    Meaning.QUOTA_SPENT: QuotaSpent,
+    Meaning.BAD_REQUEST: BadRequest,
+    Meaning.CONTEXT_TOO_LONG: ContextTooLong,
 }
 
 
 def error_for(meaning: Meaning) -> type[LLMError]:
-    """The error that an answer with this meaning becomes; a redirect, for one, means nothing."""
+    """The error that an answer with this meaning becomes: for all else, also a redirect, `ProviderDown`."""
     return _BY_MEANING.get(meaning, ProviderDown)
