@@ -164,7 +164,7 @@ def attach(
             "for plain httpx there is build_client()"
         )
     pipeline, owned = _pipeline(layers)
-    blocking = family_of(old).is_client(old)
+    blocking = isinstance(old, family_of(old).module.Client)
     # The SDK made the client itself, if it is its own private subclass: then a second one like it
     # is ours to close. Anything else is the user's, and its transports are shared.
     made_by_sdk = type(old).__name__.endswith("HttpxClientWrapper") and not hasattr(old, "dspex_base")

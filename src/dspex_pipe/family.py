@@ -102,14 +102,6 @@ class Family:
         refused.request = request  # type: ignore[attr-defined] # what httpx sets on its own
         return refused
 
-    def is_client(self, value: object) -> bool:
-        """Whether this is a blocking client of this family."""
-        return isinstance(value, self.module.Client)
-
-    def is_async_client(self, value: object) -> bool:
-        """Whether this is an async client of this family."""
-        return isinstance(value, self.module.AsyncClient)
-
 
 def _body_class(module: ModuleType) -> Callable[[BodySource], Any]:
     sync_stream, async_stream = module.SyncByteStream, module.AsyncByteStream
