@@ -98,8 +98,6 @@ class Record:
     """Our own retries are used up for the last outcome: nobody above should retry it again."""
     refusal: Refused | None = None
     """The refusal that this call ended with, if it did."""
-    server: tuple[Any, str] | None = None
-    """What `server_key` calls the server of this URL: several layers ask for it."""
     opened: list[Response] = field(factory=list)
     """Responses that came from the wire and may still be streams, newest last."""
     started: float = field(init=False)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from hashlib import sha256
-from typing import Any
 
 from .events import record_of
 from .family import Request
-from .wire import Completion
 
 __all__ = ["server_key"]
 
@@ -20,13 +18,7 @@ def server_key(request: Request) -> str:
 
     Providers limit and lose capacity by model. A name of more than 100 characters is hashed.
     """
-    record, url = record_of(request), request.url
-    if record.server is None or record.server[0] is not url:
-        record.server = url, _server_key(url, record.completion(request))
-    return record.server[1]
-
-
-def _server_key(url: Any, completion: Completion | None) -> str:
+    url, completion = request.url, record_of(request).completion(request)
     port = url.port or _PORTS.get(url.scheme, 0)
     origin = f"{url.scheme}://{url.host}:{port}"
     if completion is None:
