@@ -36,7 +36,6 @@ __all__ = ["RateLimit", "RedisStore"]
 
 OnStoreError: TypeAlias = Literal["open", "closed"]
 
-_OPEN: OnStoreError = "open"
 _KEYS = 10_000
 _SHRINK = 0.99
 _CREDENTIALS = {"username", "password"}
@@ -196,31 +195,25 @@ class RateLimit:
     """
 
     rates: tuple[RateLike, ...] = field(
-        default=(),
         converter=_twins,
         validator=check(
             "pyrate_limiter.Rate(limit, interval, burst) objects, each number whole and 1 or more",
             lambda v: all(isinstance(rate, _Rate) for rate in v),
         ),
     )
-    rpm: int | None = field(default=None, validator=optional(whole(1)))
-    key: Callable[[Request], str] = field(
-        default=server_key, validator=check("a function of the request", callable)
-    )
-    max_wait: float | None = field(default=None, validator=optional(seconds(zero=True)))
-    max_queue: int | None = field(default=None, validator=optional(whole(0)))
+    rpm: int | None = field(validator=optional(whole(1)))
+    key: Callable[[Request], str] = field(validator=check("a function of the request", callable))
+    max_wait: float | None = field(validator=optional(seconds(zero=True)))
+    max_queue: int | None = field(validator=optional(whole(0)))
     weight: int | Callable[[Request], int] = field(
-        default=1, validator=check("a whole number, 1 or more, or a function of the request", _is_weight)
+        validator=check("a whole number, 1 or more, or a function of the request", _is_weight)
     )
     store: RedisStore | None = field(
-        default=None, validator=optional(check("a RedisStore", lambda v: isinstance(v, RedisStore)))
+        validator=optional(check("a RedisStore", lambda v: isinstance(v, RedisStore)))
     )
-    on_store_error: OnStoreError = field(
-        default=_OPEN,  # pyright: ignore[reportAssignmentType] # attrs' stub widens it to str
-        validator=one_of("open", "closed"),
-    )
-    gate_cap: float = field(default=60.0, validator=seconds(zero=True))
-    gate_pace: float = field(default=0.05, validator=seconds(zero=True))
+    on_store_error: OnStoreError = field(validator=one_of("open", "closed"))
+    gate_cap: float = field(validator=seconds(zero=True))
+    gate_pace: float = field(validator=seconds(zero=True))
 
     def __init__(
         self,
@@ -231,7 +224,7 @@ class RateLimit:
         max_queue: int | None = None,
         weight: int | Callable[[Request], int] = 1,
         store: RedisStore | None = None,
-        on_store_error: OnStoreError = _OPEN,
+        on_store_error: OnStoreError = "open",
         gate_cap: float = 60.0,
         gate_pace: float = 0.05,
     ) -> None:
