@@ -13,6 +13,8 @@ from collections import OrderedDict, deque
 from threading import Lock
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from attrs import define, frozen
+
 if TYPE_CHECKING:
     from ..io import IO, Event
 
@@ -23,13 +25,11 @@ T = TypeVar("T")
 _HOPELESS_BOUND = 1024
 
 
+@frozen
 class Landed(Generic[T]):
     """What the leader shares."""
 
-    __slots__ = ("result",)
-
-    def __init__(self, result: T) -> None:
-        self.result = result
+    result: T
 
 
 class Flight(Generic[T]):
@@ -68,12 +68,10 @@ class Flight(Generic[T]):
             self._flights.pass_on(self._key, self)
 
 
+@define(eq=False)
 class _Follower(Generic[T]):
-    __slots__ = ("event", "told")
-
-    def __init__(self, event: Event) -> None:
-        self.event = event
-        self.told: Flight[T] | Landed[T] | None = None
+    event: Event
+    told: Flight[T] | Landed[T] | None = None
 
 
 class Flights(Generic[T]):
