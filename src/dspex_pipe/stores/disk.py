@@ -207,9 +207,6 @@ class DiskStore:
     def _open(self) -> tuple[SqliteStorage, Connection]:
         if self._opened is not None:
             return self._opened
-        import hishel  # noqa: PLC0415 - takes 100 ms, so only who opens a store pays for it
-
-        hishel.BaseStorage.register(DiskStore)
         self.memory.open()
         try:
             storage, connection = self._open_or_replace()
@@ -243,8 +240,9 @@ class DiskStore:
             return self._open_file()
 
     def _open_file(self) -> tuple[SqliteStorage, Connection]:
-        import hishel  # noqa: PLC0415 - as above
+        import hishel  # noqa: PLC0415 - takes 100 ms, so only who opens a store pays for it
 
+        hishel.BaseStorage.register(DiskStore)
         connection = connect(self.path)
         try:
             storage = hishel.SqliteStorage(
