@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..body import copy_request
-from ..stores.memory import by_name
+from ..stores.memory import by_name, pairs_of
 from .exchange import Exchange, Failed, fresh, is_callers_own
 from .flight import Flight, Flights, Landed
 from .http import Fresh, HttpRules, Missing, Pass, Refresh, Stale, Store
-from .storage import Kept, Saved, Storage, header_pairs, pairs_of, shown
+from .storage import Kept, Saved, Storage, header_pairs, shown
 
 if TYPE_CHECKING:
     from ..family import Request, Response

@@ -11,19 +11,19 @@ from math import inf
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
-from attrs import Factory, field, frozen
+from attrs import frozen
 
 from ..body import with_length
 from ..io import drive
 from ..stores.disk import DiskStore
-from ..stores.memory import Kept as InMemory, MemoryStore, Pairs, by_name
+from ..stores.memory import Kept as InMemory, MemoryStore, Pairs, by_name, pairs_of
 from ..wire import is_event_stream
 
 if TYPE_CHECKING:
     from ..family import Response
     from ..io import IO
 
-__all__ = ["HOP_BY_HOP", "Kept", "Saved", "Storage", "header_pairs", "pairs_of", "shown"]
+__all__ = ["Kept", "Saved", "Storage", "header_pairs", "shown"]
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ _SCHEMA = "2"
 _EXTENSIONS = ("http_version", "reason_phrase")
 
 # RFC 9110 §7.6.1 and RFC 9111 §3.1; set-cookie and the authentication headers are secrets, which never rest
-HOP_BY_HOP = frozenset(
+_HOP_BY_HOP = frozenset(
     {
         "connection",
         "keep-alive",
@@ -70,15 +70,16 @@ class Saved:
     pieces: tuple[bytes, ...]
     stored_at: float
     extensions: tuple[tuple[str, bytes], ...] = ()
-    is_stream: bool = field(
-        init=False, default=Factory(lambda self: is_event_stream(dict(self.headers)), takes_self=True)
-    )
-    """Whether it is server-sent events, and was never a body of known length."""
 
     @property
     def body(self) -> bytes:
         """The raw body, whole."""
         return b"".join(self.pieces)
+
+    @cached_property
+    def is_stream(self) -> bool:
+        """Whether it is server-sent events, and was never a body of known length."""
+        return is_event_stream(dict(self.headers))
 
     @cached_property
     def raw_headers(self) -> list[tuple[bytes, bytes]]:
@@ -94,7 +95,7 @@ class Saved:
     def of(cls, response: Response, pieces: tuple[bytes, ...], now: float) -> Saved:
         """What is kept of a response that has been read."""
         named = {n.strip().lower() for n in response.headers.get("connection", "").split(",")}
-        gone = HOP_BY_HOP | named | {"content-length", "x-should-retry"}
+        gone = _HOP_BY_HOP | named | {"content-length", "x-should-retry"}
         kept = tuple(
             (name, value)
             for name, value in header_pairs(response)
@@ -277,11 +278,6 @@ async def _read(stream: Any) -> tuple[bytes, ...]:
     if hasattr(stream, "__aiter__"):
         return tuple([chunk async for chunk in stream])
     return tuple(stream)
-
-
-def pairs_of(headers: Any) -> Pairs:
-    """The pairs of name and value in Headers of hishel's."""
-    return tuple((name, value) for name in headers for value in headers.get_list(name))
 
 
 def shown(pairs: Pairs) -> Pairs:

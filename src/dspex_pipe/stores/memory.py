@@ -20,7 +20,7 @@ from ..config import brief, whole
 if TYPE_CHECKING:
     from hishel import Entry, Headers, Request, Response
 
-__all__ = ["Kept", "MemoryStore", "Pairs", "Recorder", "by_name"]
+__all__ = ["Kept", "MemoryStore", "Pairs", "Recorder", "by_name", "pairs_of"]
 
 # Unlike lists and dicts, tuples of strings cost the garbage collector nothing for as long as they are kept.
 Pairs: TypeAlias = tuple[tuple[str, str], ...]
@@ -48,7 +48,8 @@ def by_name(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     return values
 
 
-def _pairs(headers: Headers) -> Pairs:
+def pairs_of(headers: Headers) -> Pairs:
+    """The pairs of name and value in Headers of hishel's."""
     return tuple((name, value) for name in headers for value in headers.get_list(name) or ())
 
 
@@ -102,9 +103,9 @@ class Kept:
             key,
             request.method,
             request.url,
-            _pairs(request.headers),
+            pairs_of(request.headers),
             response.status_code,
-            _pairs(response.headers),
+            pairs_of(response.headers),
             inf if ttl is None else time.time() + ttl,
             inf if tti is None else tti,
         )
@@ -125,7 +126,7 @@ class Kept:
 
     def update_headers(self, headers: Headers) -> None:
         """Replace the response's headers."""
-        self.headers = _pairs(headers)
+        self.headers = pairs_of(headers)
         self.reading = None
 
     def used(self, now: float) -> None:
