@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from datetime import UTC, datetime
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 
 from .wire import Pace, told_pace, told_reset
@@ -89,6 +89,6 @@ def _date(text: str) -> float | None:
         moment = parsedate_to_datetime(text)
         if moment.tzinfo is None:  # "-0000", or no zone at all: HTTP dates are UTC (RFC 9110 §5.6.7)
             moment = moment.replace(tzinfo=UTC)
-        return (moment - datetime.fromtimestamp(0, UTC)).total_seconds()
+        return moment.timestamp()
     except (ValueError, OverflowError):
         return None

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import NamedTuple
 
 __all__ = ["Pace", "told_pace", "told_reset"]
@@ -138,6 +138,6 @@ def _duration(text: str, sent: float) -> float | None:
 def _moment(text: str) -> float | None:
     try:
         moment = datetime.fromisoformat(text.strip())
-        return None if moment.tzinfo is None else (moment - datetime.fromtimestamp(0, UTC)).total_seconds()
+        return None if moment.tzinfo is None else moment.timestamp()
     except (ValueError, OverflowError):
         return None
