@@ -38,12 +38,10 @@ class Beginning:
 
     Args:
         content: Whether content has come.
-        error: The codes of an error event that came before any; ``None`` when none did.
         pieces: All that has been read.
     """
 
     content: bool
-    error: frozenset[str] | None
     pieces: tuple[bytes, ...]
 
 
@@ -94,10 +92,9 @@ async def peek(response: Response, request: Request, io: IO, seconds: float) -> 
         await io.close(response, chunks)
         raise
     look.over = True
-    beginning = Beginning(look.content, look.error, tuple(look.pieces))
-    response.extensions[_EXTENSION] = beginning
-    if beginning.error is not None:
-        response.extensions[STREAM_ERROR] = beginning.error
+    beginning = response.extensions[_EXTENSION] = Beginning(look.content, tuple(look.pieces))
+    if look.error is not None:
+        response.extensions[STREAM_ERROR] = look.error
     if reading is None:
         put_stream(response, Prefixed(response.stream, look.pieces, chunks))
     else:
