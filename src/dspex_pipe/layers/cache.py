@@ -62,7 +62,7 @@ _CONDITIONS = frozenset(name.encode() for name in CONDITIONS)
 
 def _mode(value: Any) -> str:
     """The mode of one call: a word, or on and off."""
-    mode = {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+    mode = ("on" if value else "off") if isinstance(value, bool) else value
     if mode not in MODES:
         raise ValueError(f"takes one of {', '.join(MODES)}")
     return str(mode)
