@@ -113,11 +113,11 @@ def reader_for(format: str | None, headers: Mapping[str, str]) -> StreamReader: 
     """
     dialect = _DIALECTS.get(format or "")
     if dialect is None:
-        return StreamReader(None, _Dialect(), "the format is not known")
+        return StreamReader(None, _Dialect(), None, "the format is not known")
     if not is_event_stream(headers):
-        return StreamReader(format, _Dialect(), "the body is not an event stream")
+        return StreamReader(format, _Dialect(), None, "the body is not an event stream")
     inflate = inflater(headers.get("content-encoding", ""))
-    return StreamReader(format, dialect(), inflate or "the content encoding is not known")
+    return StreamReader(format, dialect(), inflate, None if inflate else "the content encoding is not known")
 
 
 class StreamReader:
@@ -126,15 +126,13 @@ class StreamReader:
     Feed it everything, then `finish` it, whether the body ended or its reader left.
     """
 
-    def __init__(self, name: str | None, dialect: _Dialect, inflate: Inflate | str) -> None:
+    def __init__(
+        self, name: str | None, dialect: _Dialect, inflate: Inflate | None, gave_up: str | None
+    ) -> None:
         self._format = name
         self._dialect = dialect
-        self._inflate: Inflate | None = None
-        self._gave_up: str | None = None
-        if isinstance(inflate, str):
-            self._gave_up = inflate
-        else:
-            self._inflate = inflate
+        self._inflate = inflate
+        self._gave_up = gave_up
         self._left = _INFLATED_FREE
         self._content = 0
         self._parser = Parser()
