@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..family import Request, Response
     from ..io import IO
 
-__all__ = ["SAYS_SO", "Fault", "silence"]
+__all__ = ["SAYS_SO", "Fault", "read_wait", "silence"]
 
 SAYS_SO = "injected by Chaos"
 """What every error says that comes from here."""
@@ -82,10 +82,18 @@ async def silence(request: Request, io: IO, wait: float) -> None:
     """
     left = record_of(request).remaining()
     # at the deadline we go on: the transport, or who else keeps it, refuses then
-    wait = wait if left is None else min(wait, left)
+    await read_wait(request, io, wait if left is None else min(wait, left), SAYS_SO)
+
+
+async def read_wait(request: Request, io: IO, wait: float, said: str) -> None:
+    """Wait for as long as the read timeout of the request allows.
+
+    Raises:
+        ReadTimeout: Of the request's library, with what is said, when that is over first.
+    """
     patience = request.extensions.get("timeout", {}).get("read")
     if patience is None or wait <= patience:
         await io.sleep(wait)
     else:
         await io.sleep(patience)
-        raise read_timeout(SAYS_SO, request)
+        raise read_timeout(said, request)

@@ -148,17 +148,17 @@ def fault_of(response: Response, body: bytes) -> str | None:
     return HALF if body.startswith(b"{") and parse_loosely(body) is None else None
 
 
-def limit_headers(buckets: dict[str, tuple[float, Bucket]], now: float) -> dict[str, str]:
+def limit_headers(buckets: dict[str, Bucket], now: float) -> dict[str, str]:
     """How much of each limit is left, as OpenAI tells it.
 
     Args:
-        buckets: By name, units per minute and the bucket.
+        buckets: By name.
         now: Seconds.
     """
     told = {}
-    for name, (limit, bucket) in buckets.items():
-        told[f"x-ratelimit-limit-{name}"] = f"{limit:g}"
-        told[f"x-ratelimit-remaining-{name}"] = f"{max(0, int(limit - bucket.missing(now)))}"
+    for name, bucket in buckets.items():
+        told[f"x-ratelimit-limit-{name}"] = f"{bucket.per_minute:g}"
+        told[f"x-ratelimit-remaining-{name}"] = f"{max(0, int(bucket.per_minute - bucket.missing(now)))}"
         told[f"x-ratelimit-reset-{name}"] = _duration(bucket.full_in(now))
     return told
 

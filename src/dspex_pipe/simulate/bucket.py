@@ -18,6 +18,7 @@ class Bucket:
     """
 
     def __init__(self, per_minute: float, holds: float) -> None:
+        self.per_minute = per_minute
         self._flow = per_minute / 60
         self.size = max(1.0, self._flow * holds)
         self._level = self.size

@@ -6,7 +6,7 @@ import heapq
 
 from attrs import evolve
 
-from .provider import ProviderModel
+from .provider import Limits, ProviderModel, Workers
 from .workload import Call, Workload
 
 __all__ = ["servable"]
@@ -39,8 +39,8 @@ class _Ideal:
         self._model = model
         self._patience = workload.patience
         self._waits = workload.calls is not None
-        self._limits = model.limits()
-        self._workers = evolve(model, queue=None).workers()  # nobody is sent away: they wait outside
+        self._limits = Limits(model)
+        self._workers = Workers(evolve(model, queue=None))  # nobody is sent away: they wait outside
         self._last = 0.0
         self.served: list[float] = []
 

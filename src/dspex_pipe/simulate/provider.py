@@ -14,22 +14,21 @@ from attrs import field, frozen
 
 from ..config import brief, check, flag, fraction, optional, seconds, whole
 from ..faults import Fault, Overload, Raise, Status, Throttle
+from ..faults.fault import read_wait
 from ..layers.chaos import Chaos
-from ..outcome import read_timeout
 from . import answers
 from .bucket import Bucket
-from .workload import Call, call_of
+from .workload import Call, call_of, positive
 
 if TYPE_CHECKING:
     from ..chain import Handler
     from ..family import Request, Response
     from ..io import IO
 
-__all__ = ["Outage", "Provider", "ProviderModel"]
+__all__ = ["Limits", "Outage", "Provider", "ProviderModel", "Workers"]
 
 _INSTEAD = (Raise, Status, Throttle, Overload)  # faults that come in the place of any answer
 _Z99 = NormalDist().inv_cdf(0.99)
-_per_minute = check("a positive number", lambda v: type(v) in {int, float} and 0 < v < math.inf)
 
 
 @frozen(repr=False)
@@ -121,8 +120,8 @@ class ProviderModel:
     p99: float = field(default=5.0, validator=seconds())
     first_content: float = field(default=0.25, validator=fraction())
     round_trip: float = field(default=0.05, validator=seconds())
-    rpm: float | None = field(default=None, validator=optional(_per_minute))
-    tpm: float | None = field(default=None, validator=optional(_per_minute))
+    rpm: float | None = field(default=None, validator=optional(positive))
+    tpm: float | None = field(default=None, validator=optional(positive))
     burst: float = field(default=60.0, validator=seconds(zero=True))
     refusal_cost: float = field(default=1.0, validator=fraction())
     tells_wait: bool = field(default=True, validator=flag())
@@ -165,14 +164,6 @@ class ProviderModel:
                 f"burst={self.burst:g}), which holds {room:g} at once"
             )
 
-    def limits(self) -> Limits:
-        """Its rate limits, unused."""
-        return Limits(self)
-
-    def workers(self) -> Workers:
-        """Its capacity, unused."""
-        return Workers(self)
-
     def back_up(self, now: float) -> float:
         """When it is not down: now, or when the total outages are over."""
         for outage in sorted(self.outages, key=lambda outage: outage.start):
@@ -187,7 +178,7 @@ class Limits:
     def __init__(self, model: ProviderModel) -> None:
         self._cost = model.refusal_cost
         self.buckets = {
-            name: (limit, Bucket(limit, model.burst))
+            name: Bucket(limit, model.burst)
             for name, limit in (("requests", model.rpm), ("tokens", model.tpm))
             if limit is not None
         }
@@ -201,14 +192,14 @@ class Limits:
         name, wait = max(self._waits(tokens, now), key=lambda each: each[1], default=("", 0.0))
         if wait > 0:
             if "requests" in self.buckets:
-                self.buckets["requests"][1].take(self._cost, now)
+                self.buckets["requests"].take(self._cost, now)
             return name, self.wait(tokens, now)
-        for name, (_, bucket) in self.buckets.items():
+        for name, bucket in self.buckets.items():
             bucket.take(_units(name, tokens), now)
         return None
 
     def _waits(self, tokens: int, now: float) -> list[tuple[str, float]]:
-        return [(name, bucket.wait(_units(name, tokens), now)) for name, (_, bucket) in self.buckets.items()]
+        return [(name, bucket.wait(_units(name, tokens), now)) for name, bucket in self.buckets.items()]
 
 
 def _units(name: str, tokens: int) -> int:
@@ -263,8 +254,8 @@ class Provider:
         self._model = model
         self._io = io
         self._seed = seed
-        self._limits = model.limits()
-        self._workers = model.workers()
+        self._limits = Limits(model)
+        self._workers = Workers(model)
         self._outages = [
             (outage, Chaos(outage.fault, rate=outage.rate, seed=_seed(seed, f"outage {number}")).build())
             for number, outage in enumerate(model.outages)
@@ -329,13 +320,7 @@ class Provider:
         return answers.streamed(request, told, before)
 
     async def _wait(self, request: Request, wait: float) -> None:
-        """Let the caller wait, for as long as it reads."""
-        patience = request.extensions.get("timeout", {}).get("read")
-        if patience is None or wait <= patience:
-            await self._io.sleep(wait)
-        else:
-            await self._io.sleep(patience)
-            raise read_timeout("the provider was silent for too long", request)
+        await read_wait(request, self._io, wait, "the provider was silent for too long")
 
 
 def _seed(seed: int, what: str) -> int:

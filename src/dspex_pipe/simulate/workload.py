@@ -14,10 +14,10 @@ from attrs import define, field, frozen
 from ..config import brief, check, fraction, optional, seconds, whole
 from ..family import Request
 
-__all__ = ["Call", "Caller", "Workload", "call_of"]
+__all__ = ["Call", "Caller", "Workload", "call_of", "positive"]
 
 _EXTENSION = "dspex_simulated"
-_positive = check("a positive number", lambda v: type(v) in {int, float} and 0 < v < math.inf)
+positive = check("a positive number", lambda v: type(v) in {int, float} and 0 < v < math.inf)
 
 
 @define
@@ -109,7 +109,7 @@ class Workload:
             allowed.
     """
 
-    rate: float | None = field(default=None, validator=optional(_positive))
+    rate: float | None = field(default=None, validator=optional(positive))
     workers: int | None = field(default=None, validator=optional(whole(1)))
     calls: int | None = field(default=None, validator=optional(whole(1)))
     think: float = field(default=1.0, validator=seconds(zero=True))
