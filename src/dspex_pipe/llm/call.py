@@ -165,7 +165,7 @@ class Call:
 
 def is_cached(response: Response) -> bool:
     """Whether an answer comes from a cache of ours."""
-    return response.headers.get("x-dspex-cache") in {"hit", "shared", "stale", "revalidated"}
+    return response.headers.get("x-dspex-cache") in {"hit", "shared", "revalidated"}
 
 
 def request_id(response: Response) -> str | None:

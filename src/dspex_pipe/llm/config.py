@@ -16,10 +16,9 @@ from ..pipeline import Pipeline
 if TYPE_CHECKING:
     from ..pipeline import LayerLike
 
-__all__ = ["ClientConfig", "Env", "Wire", "a_key", "a_url", "for_httpx", "is_plain_url", "listed"]
+__all__ = ["ClientConfig", "Env", "Wire", "a_key", "a_name", "a_url", "for_httpx", "is_plain_url", "listed"]
 
 Wire: TypeAlias = Literal["openai", "responses", "anthropic"]
-_OPENAI: Wire = "openai"
 
 # The address of each provider, and what the variables of its SDK begin with.
 _HOMES = {
@@ -27,6 +26,8 @@ _HOMES = {
     "responses": ("https://api.openai.com/v1", "OPENAI"),
     "anthropic": ("https://api.anthropic.com", "ANTHROPIC"),
 }
+
+a_name = check("a name", lambda v: isinstance(v, str) and v != "")
 
 
 @frozen
@@ -37,7 +38,7 @@ class Env:
         name: The variable's name.
     """
 
-    name: str = field(validator=check("a name", lambda v: isinstance(v, str) and v != ""))
+    name: str = field(validator=a_name)
 
     def __call__(self) -> str:
         """What it holds; empty when it is not set."""
@@ -106,11 +107,11 @@ class ClientConfig:
             ``http``, the module httpx2, for its clients instead.
     """
 
-    model: str = field(validator=check("a name", lambda v: isinstance(v, str) and v != ""))
+    model: str = field(validator=a_name)
     base_url: str | None = field(default=None, validator=a_url)
     api_key: str | Env | Callable[[], str] | None = field(default=None, repr=False, eq=False, validator=a_key)
     wire: Wire = field(
-        default=_OPENAI,  # pyright: ignore[reportAssignmentType] # attrs' stub widens it to str
+        default="openai",  # pyright: ignore[reportAssignmentType] # attrs' stub widens it to str
         validator=one_of("openai", "responses", "anthropic"),
     )
     layers: tuple[LayerLike, ...] = field(

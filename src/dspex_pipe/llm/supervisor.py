@@ -41,8 +41,7 @@ class Supervisor:
     A client that crashes, by a bug in a layer or an answer that is no JSON, gives its caller the error, and
     what went wrong is restarted clean; what protects (breakers, budgets, rates) and what is sound (the cache)
     goes on. More than ``max_restarts`` in ``window`` seconds, and it is down for a while. Its neighbours
-    notice
-    nothing: they share nothing with it.
+    notice nothing: they share nothing with it.
 
     Args:
         max_restarts: Restarts of one client within the window.

@@ -16,14 +16,12 @@ from attrs import field, frozen
 from ...config import check, one_of, seconds
 from ...options import options
 from ...pipeline import Pipeline, aclose_steps, close_steps
-from ..config import a_key, a_url, for_httpx, listed
+from ..config import a_key, a_name, a_url, for_httpx, listed
 from ..lifetime import renew_after_fork
 from ..pools import Pools
 
 __all__ = ["Service", "Spec", "find", "revive"]
 
-
-_name = check("a name", lambda v: isinstance(v, str) and v != "")
 # dspy's own transport waits as long
 _CONNECT = 10.0
 
@@ -34,11 +32,11 @@ class Spec:
 
     _called: ClassVar[str] = "lm"
 
-    model: str = field(validator=_name)
+    model: str = field(validator=a_name)
     layers: tuple[Any, ...] = field(
         converter=listed, validator=check("a list of layers", lambda v: isinstance(v, tuple))
     )
-    name: str = field(validator=_name)
+    name: str = field(validator=a_name)
     api_key: str | Callable[[], str] | None = field(default=None, repr=False, eq=False, validator=a_key)
     api_base: str | None = field(default=None, validator=a_url)
     timeout: float = field(default=600.0, validator=seconds())
