@@ -654,7 +654,11 @@ def test_a_file_outlives_its_pipeline(tmp_path):
         assert ask(pipeline.client(transport=script), headers={"authorization": "you"}) == (2, "miss")
 
 
-@pytest.mark.parametrize("make", [lambda _: MemoryStore(), DiskStore], ids=["memory", "disk"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda _: MemoryStore(), DiskStore, lambda path: hishel.SqliteStorage(database_path=path)],
+    ids=["memory", "disk", "hishel's"],
+)
 def test_entries_of_another_version_cut_short_or_spoilt_are_misses(make, tmp_path):
     store = make(tmp_path / "cache.db")
     pipeline, script, _, client = setup(Cache(store, identity="shared"))
