@@ -293,6 +293,13 @@ def test_meanings_of_nested_pipelines_hold_for_the_whole_stack():
     assert seen == [Meaning.OVERLOADED, Meaning.OVERLOADED, Meaning.QUOTA_SPENT]
 
 
+def test_a_rebuilt_pipeline_has_its_own_meanings_and_those_of_what_is_nested_in_it_now():
+    inner = Pipeline([], meanings={"a": Meaning.THROTTLED})
+    outer = Pipeline([inner], meanings={418: Meaning.OVERLOADED})
+    assert outer.rebuilt([inner]).meanings == outer.meanings
+    assert outer.rebuilt([]).meanings == {418: Meaning.OVERLOADED}
+
+
 def test_callable_objects_and_partials_are_layers():
     async def named(name, request, call_next):
         request.headers["x-name"] = name

@@ -12,7 +12,7 @@ import httpx
 import httpx2
 import pytest
 
-from dspex_pipe import Breaker, LayerError, Overloaded, Pipeline, Retry, respond
+from dspex_pipe import Breaker, LayerError, Meaning, Overloaded, Pipeline, Retry, record_of, respond
 from dspex_pipe.io import ASYNC, BLOCKING
 from dspex_pipe.testing import Reply, Script, VirtualIO, check_layer
 from modes import World, lasting
@@ -306,6 +306,14 @@ def test_the_kit_runs_inside_a_running_loop():
         check_layer(functools.partial(passes))
 
     asyncio.run(main())
+
+
+def test_a_pipeline_in_the_kit_keeps_its_meanings():
+    async def needs(request, call_next):
+        assert record_of(request).meanings == {"a": Meaning.AUTH}
+        return await call_next(request)
+
+    check_layer(Pipeline([needs], meanings={"a": Meaning.AUTH}))
 
 
 def test_the_kit_refuses_what_is_no_layer():

@@ -120,7 +120,7 @@ class Pipeline:
             for layer, step in zip(self.layers, self.steps, strict=True)
             if step.middleware is not without
         ]
-        return _Rebuilt(layers, on_event=self.on_event, meanings=self.meanings, kept=kept)
+        return _Rebuilt(layers, on_event=self.on_event, meanings=self._meanings, kept=kept)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """It is pickled as what it is made of, and begins anew where it is loaded: state is no part of it."""

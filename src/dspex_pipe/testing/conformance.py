@@ -71,7 +71,7 @@ def _fresh(layer: Any) -> Any:
     """A pipeline keeps its state, wherever it goes: each scenario gets one like it that has seen nothing."""
     if not isinstance(layer, Pipeline):
         return layer
-    return Pipeline([_fresh(inner) for inner in layer.layers], on_event=layer.on_event)
+    return Pipeline(map(_fresh, layer.layers), on_event=layer.on_event, meanings=layer.meanings)
 
 
 class _Rig:
