@@ -1,7 +1,7 @@
 """Stay under the rates we set, and respect the one that the server enforces.
 
-Two things hold a call back here. The *rates*: GCRA (ITU-T I.371, Annex A), kept by pyrate-limiter's state
-store or in Redis (``stores/rates.py``); a call is given its slot when it asks, and sleeps once. And the
+Two things hold a call back here. The *rates*: GCRA (ITU-T I.371, Annex A), kept in this process or in Redis
+(``stores/rates.py``); a call is given its slot when it asks, and sleeps once. And the
 *gate*: a 429 (RFC 6585 §4) that says how long to wait holds its key for everybody, once, and then lets
 them go one after the other, as fast as its limit fills up, where the 429 tells that, too.
 """

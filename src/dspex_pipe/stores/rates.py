@@ -1,7 +1,8 @@
 """Where `RateLimit` keeps its rates: in this process, or in Redis for all processes.
 
-The algorithm is the Generic Cell Rate Algorithm (ITU-T I.371, Annex A) of pyrate-limiter: one number per
-rate, the *theoretical arrival time* (TAT) at which the bucket would be empty. Two things are added to it.
+The algorithm is the Generic Cell Rate Algorithm (ITU-T I.371, Annex A), with the rates of pyrate-limiter and
+its numbers for them: one number per rate is kept, the *theoretical arrival time* (TAT) at which the bucket
+would be empty. Two things are added to it, for which pyrate-limiter's stores have no room.
 A call that must wait is given its slot at once, and told how long to wait, in order of arrival. And a call
 that leaves before its time gives the slot back: those who stand behind it move forward, which they learn when
 they next look. (Only to lower the TAT, as is often done, would promise the same time twice.) In Redis they
@@ -16,7 +17,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from typing import Any, Protocol
@@ -24,13 +25,12 @@ from uuid import uuid4
 
 from attrs import define
 from pyrate_limiter import Rate
-from pyrate_limiter.abstracts import GCRA, Decision, State
-from pyrate_limiter.buckets import InMemoryStateStore
+from pyrate_limiter.abstracts import GCRA
 
 from ..extras import extra
 from ..table import Table
 
-__all__ = ["MemoryRates", "RateStore", "RedisRates", "Reserve", "Schedule", "Slot", "StoreDown"]
+__all__ = ["MemoryRates", "RateStore", "RedisRates", "Schedule", "Slot", "StoreDown"]
 
 _KEYS = 10_000
 _US = 1_000_000
@@ -123,98 +123,38 @@ def _whole(seconds: float) -> float:
 # In this process.
 
 
-class Reserve(GCRA):
-    """GCRA that takes the next slot now and tells the wait, instead of asking to come back.
-
-    Spending is counted from the moment the call will go, not from the moment it asks; so several rates hold
-    together, also where one of them delays what another would let pass.
-
-    Args:
-        longest: Microseconds that the caller is ready to wait.
-        after: The slot before this one, in microseconds: nobody overtakes.
-    """
-
-    def __init__(self, longest: float = math.inf, after: int = 0) -> None:
-        self.longest = longest
-        self.after = after
-        self.found: State = ()
-        """The state before, in which the call has found the rates."""
-
-    def step(self, rates: list[Rate], state: State, now: float, weight: int) -> tuple[State, Decision]:
-        """Take the slot, unless it is too far off; ``retry_after_ms`` is the wait in both cases."""
-        self.found = state
-        now_us = round(now * 1000)
-        for rate in rates:
-            if weight > rate.burst:
-                return state, Decision(failing_rate=rate)
-        at, slowest = self.earliest(rates, state, max(now_us, self.after), weight)
-        wait: Any = (at - now_us) / 1000  # to the microsecond; upstream rounds up to milliseconds
-        if at - now_us > self.longest:
-            return state, Decision(failing_rate=slowest, retry_after_ms=wait)
-        return self.spend(rates, state, at, weight), Decision(retry_after_ms=wait)
-
-    def earliest(self, rates: list[Rate], state: State, at: int, weight: int) -> tuple[int, Rate]:
-        """When a call of this weight may go, from a time on; and which rate says so."""
-        slowest = rates[0]
-        for rate, tat in zip(rates, state, strict=True):
-            allowed = int(tat) + (weight - rate.burst) * self._emission_us(rate)
-            if allowed > at:
-                at, slowest = allowed, rate
-        return at, slowest
-
-    def spend(self, rates: list[Rate], state: State, at: int, weight: int) -> State:
-        """The state after a call of this weight goes at this time."""
-        return tuple(
-            max(int(tat), at) + weight * self._emission_us(rate)
-            for rate, tat in zip(rates, state, strict=True)
-        )
-
-
-class _CloseUp(Reserve):
-    """Puts in place of the state what it is when just these slots are used, one after the other."""
-
-    def __init__(self, base: State, slots: Iterable[Slot]) -> None:
-        super().__init__()
-        self.base = base
-        self.slots = slots
-
-    def step(self, rates: list[Rate], state: State, now: float, weight: int) -> tuple[State, Decision]:
-        state, at = self.base, round(now * 1000)
-        for slot in self.slots:
-            at, _ = self.earliest(rates, state, at, slot.weight)
-            slot.at = min(slot.at, at)
-            state = self.spend(rates, state, slot.at, slot.weight)
-        return state, Decision()
-
-
 class Schedule:
     """The rates of one key, and who has been promised which slot; its owner holds a lock.
 
-    A call that gives its slot back costs nothing at once; the next to reserve works it out, for all of them.
+    Spending is counted from the moment a call will go, not from the moment it asks; so several rates hold
+    together, also where one of them delays what another would let pass. A call that gives its slot back costs
+    nothing at once; the next to reserve works it out, for all of them.
     """
 
     def __init__(self, rates: Sequence[Rate]) -> None:
-        self.rates = list(rates)
+        numbers = GCRA().redis_args(list(rates))
+        self._rates = list(zip(map(int, numbers[::2]), map(int, numbers[1::2]), strict=True))
+        self.state: tuple[int, ...] = (0,) * len(rates)
+        """The TAT of each rate, in microseconds."""
         self.slots: deque[Slot] = deque()  # in order of arrival, which is the order of their times
-        self._store: Any = InMemoryStateStore()  # pyrate-limiter annotates its base class only
-        self._base: State = ()  # the state before the first of the slots
+        self._base = self.state  # the state before the first of the slots
         self._holes = False
 
     def reserve(self, slot: Slot, now: float, longest: float) -> None:
         """See `RateStore.reserve`."""
         self._tidy(now)
-        after = self.slots[-1].at if self.slots else 0
-        reserve = Reserve(_whole(longest), after)
-        decision = self._store.check(reserve, self.rates, now * 1000, slot.weight)
-        slot.granted = decision.allowed
-        if decision.retry_after_ms is None:
+        if any(slot.weight > burst for _, burst in self._rates):
             return
-        slot.wait = decision.retry_after_ms / 1000
-        slot.at = round(now * _US) + round(decision.retry_after_ms * 1000)
-        if slot.granted and slot.wait:
-            if not self.slots:
-                self._base = reserve.found
-            self.slots.append(slot)
+        now_us = round(now * _US)
+        slot.at = self._earliest(max(now_us, self.slots[-1].at if self.slots else 0), slot.weight)
+        slot.wait = (slot.at - now_us) / _US
+        slot.granted = slot.at - now_us <= _whole(longest)
+        if slot.granted:
+            if slot.wait:
+                if not self.slots:
+                    self._base = self.state
+                self.slots.append(slot)
+            self.state = self._spend(self.state, slot)
 
     def left(self, slot: Slot, now: float) -> float:
         """See `RateStore.left`."""
@@ -230,23 +170,31 @@ class Schedule:
         """Whether anything is owed: if not, this is as good as new."""
         return max(self.state) > now * _US
 
-    @property
-    def state(self) -> State:
-        """The TAT of each rate, in microseconds."""
-        state: State = self._store.read(GCRA(), self.rates)
-        return state
-
     def _tidy(self, now: float) -> None:
-        now_us = round(now * _US)
-        while self.slots and self.slots[0].at <= now_us:
+        at = round(now * _US)
+        while self.slots and self.slots[0].at <= at:
             slot = self.slots.popleft()
             slot.gone = True
             if not slot.left:
-                self._base = Reserve().spend(self.rates, self._base, slot.at, slot.weight)
+                self._base = self._spend(self._base, slot)
         if self._holes:
             self.slots = deque(slot for slot in self.slots if not slot.left)
-            self._store.check(_CloseUp(self._base, self.slots), self.rates, now * 1000, 0)
+            self.state = self._base
+            for slot in self.slots:
+                at = self._earliest(at, slot.weight)
+                slot.at = min(slot.at, at)
+                self.state = self._spend(self.state, slot)
             self._holes = False
+
+    def _earliest(self, at: int, weight: int) -> int:
+        """When a call of this weight may go, from a time on."""
+        pairs = zip(self._rates, self.state, strict=True)
+        return max(at, *(tat + (weight - burst) * emission for (emission, burst), tat in pairs))
+
+    def _spend(self, state: tuple[int, ...], slot: Slot) -> tuple[int, ...]:
+        """The state after a slot is used."""
+        pairs = zip(self._rates, state, strict=True)
+        return tuple(max(tat, slot.at) + slot.weight * emission for (emission, _), tat in pairs)
 
 
 class MemoryRates:
