@@ -110,19 +110,17 @@ def _breaker() -> Step:
 
 
 def _rate() -> Step:
-    """pyrate-limiter's algorithm and store, by server."""
-    pyrate: Any = module("pyrate_limiter")
-    rates, algorithm = [pyrate.Rate(_OFTEN, 60_000)], pyrate.abstracts.GCRA()
-    buckets: dict[Any, Any] = {}
+    """GCRA, one rate, by server."""
+    lock, tats = threading.Lock(), dict[Any, float]()
+    emission, reach = 60 / _OFTEN, 60.0
 
     def around(call_next: Handler) -> Handler:
         async def step(request: Any) -> Any:
             server = _server(request)
-            bucket = buckets.get(server)
-            if bucket is None:
-                bucket = buckets[server] = pyrate.buckets.InMemoryStateStore()
-            decision = bucket.check(algorithm, rates, int(time.monotonic() * 1000), 1)
-            _only(decision.allowed)
+            with lock:
+                now = time.monotonic()
+                tat = tats[server] = max(tats.get(server, 0.0), now) + emission
+            _only(tat <= now + reach)
             return await call_next(request)
 
         return step
@@ -162,26 +160,30 @@ def _cache() -> Step:
 
 
 def _file(wiring: Wiring, exits: ExitStack) -> Step:
-    """The same out of a file: one row read by its key, in async modes not on the event loop."""
+    """The same out of a file, in hishel's storage, in async modes not on the event loop."""
+    hishel: Any = module("hishel")
     path = wiring.folder / FILE
-    file = exits.enter_context(closing(sqlite3.connect(path, check_same_thread=False, isolation_level=None)))
-    file.execute("CREATE TABLE IF NOT EXISTS kept (key PRIMARY KEY, status, headers, body)")
+    file = exits.enter_context(closing(sqlite3.connect(path, check_same_thread=False)))
+    storage = hishel.SqliteStorage(connection=file)
+    asked = hishel.Request(method="", url="")
 
     def find(key: str) -> Any:
-        row = file.execute("SELECT status, headers, body FROM kept WHERE key = ?", (key,)).fetchone()
-        return row and (row[0], json.loads(row[1]), row[2])
+        entries = storage.get_entries(key)
+        return entries and (entries[0].response, b"".join(entries[0].response.stream))
 
     def around(call_next: Handler) -> Handler:
         async def step(request: Any) -> Any:
             key = _key(request)
             found = await anyio.to_thread.run_sync(find, key) if wiring.is_async else find(key)
-            if found is not None:
-                status, headers, body = found
-                return wiring.http.Response(status, headers=headers, stream=wiring.http.ByteStream(body))
+            if found:
+                kept, body = found
+                stream = wiring.http.ByteStream(body)
+                return wiring.http.Response(kept.status_code, headers=kept.headers, stream=stream)
             response = await call_next(request)
-            headers = json.dumps([*response.headers.items(), ("x-dspex-cache", "hit")])
-            row = key, response.status_code, headers, b"".join(response.stream)
-            file.execute("INSERT INTO kept VALUES (?, ?, ?, ?)", row)
+            headers = hishel.Headers({**response.headers, "x-dspex-cache": "hit"})
+            kept = hishel.Response(response.status_code, headers, iter([b"".join(response.stream)]))
+            entry = storage.create_entry(asked, kept, key)
+            _only(b"".join(entry.response.stream) != b"")  # kept once it has been read
             return response
 
         return step
