@@ -666,7 +666,7 @@ def test_entries_of_another_version_cut_short_or_spoilt_are_misses(make, tmp_pat
     key = key_of(pipeline, client)
     spoilt = {
         "x-dspex-schema": "0",
-        "x-dspex-length": "1",
+        "x-dspex-pieces": "1",
         "x-dspex-stored-at": "then",
         "x-dspex-http_version": "HTTP/1.ĩ",
         "x-note": "cafĩ",

@@ -288,7 +288,6 @@ def shown(pairs: Pairs) -> Pairs:
 def _meta(saved: Saved) -> Iterator[tuple[str, str]]:
     yield "x-dspex-schema", _SCHEMA
     yield "x-dspex-stored-at", repr(saved.stored_at)
-    yield "x-dspex-length", str(sum(map(len, saved.pieces)))
     yield "x-dspex-pieces", ",".join(str(len(piece)) for piece in saved.pieces)
     for name, value in saved.extensions:
         yield f"x-dspex-{name}", value.decode("latin-1")
@@ -296,8 +295,8 @@ def _meta(saved: Saved) -> Iterator[tuple[str, str]]:
 
 def _unpack(status: int, pairs: Pairs, read: tuple[bytes, ...]) -> Saved | None:
     """What an entry holds; ``None`` when it is not of our making, of another version, or cut short."""
-    headers, body = dict(pairs), b"".join(read)
-    if headers.get("x-dspex-schema") != _SCHEMA or headers.get("x-dspex-length") != str(len(body)):
+    headers, sizes = dict(pairs), tuple(map(len, read))
+    if headers.get("x-dspex-schema") != _SCHEMA:
         return None
     try:
         stored_at = float(headers["x-dspex-stored-at"])
@@ -313,8 +312,10 @@ def _unpack(status: int, pairs: Pairs, read: tuple[bytes, ...]) -> Saved | None:
         )
     except (KeyError, ValueError):
         return None
+    if sum(lengths) != sum(sizes):
+        return None
     # as a rule they lie there as they were: a copy would take their room twice
-    pieces = read if tuple(map(len, read)) == lengths else _cut(body, lengths)
+    pieces = read if sizes == lengths else _cut(b"".join(read), lengths)
     return Saved(status, kept, pieces, stored_at, extensions)
 
 
