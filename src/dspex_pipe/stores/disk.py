@@ -30,7 +30,7 @@ from .database import (
     set_aside,
     was_ours,
 )
-from .memory import Kept, MemoryStore, Recorder
+from .memory import Kept, MemoryStore, Recorder, pairs_of
 from .private import cache_path
 
 if TYPE_CHECKING:
@@ -361,9 +361,9 @@ class DiskStore:
             if size > self.memory_bytes + _HEAD:
                 return None
             rows.append(row)
-        kept = Kept.of(entry.request, entry.response, key)
-        kept.id = entry.id
-        kept.chunks, kept.deadline, kept.tti = _unpack(b"".join(rows))
+        asked, answer = entry.request, entry.response
+        told = pairs_of(asked.headers), answer.status_code, pairs_of(answer.headers)
+        kept = Kept(entry.id, key, asked.method, asked.url, *told, *_unpack(b"".join(rows)))
         _check(kept)
         return kept
 
@@ -410,8 +410,8 @@ def _pack(chunks: tuple[bytes, ...], deadline: float, tti: float) -> bytes:
     return crc32(rest).to_bytes(_SUM, "big") + rest
 
 
-def _unpack(packed: bytes) -> tuple[tuple[bytes, ...], float, float]:
-    """Chunks, deadline and time without use.
+def _unpack(packed: bytes) -> tuple[float, float, tuple[bytes, ...]]:
+    """Deadline, time without use, and chunks.
 
     Raises:
         Exception: It is spoilt.
@@ -425,15 +425,15 @@ def _unpack(packed: bytes) -> tuple[tuple[bytes, ...], float, float]:
         chunks.append(packed[start : start + size])
         start += size
     deadline, tti = told["deadline"], told["tti"]
-    return tuple(chunks), inf if deadline is None else deadline, inf if tti is None else tti
+    return inf if deadline is None else deadline, inf if tti is None else tti, tuple(chunks)
 
 
 def _check(kept: Kept) -> None:
     """Check what hishel has unpacked, and no checksum covers.
 
     Raises:
-        ValueError: It is spoilt.
+        TypeError: It is spoilt.
     """
-    texts = [kept.method, kept.url, *chain.from_iterable((*kept.asked, *kept.headers))]
-    if type(kept.status) is not int or not all(type(text) is str for text in texts):
-        raise ValueError("the entry is spoilt")
+    "".join([kept.method, kept.url, *chain.from_iterable((*kept.asked, *kept.headers))])  # takes only texts
+    if type(kept.status) is not int:
+        raise TypeError("the entry is spoilt")
