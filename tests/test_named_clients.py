@@ -1656,11 +1656,11 @@ def test_threads_and_loops_under_faults_get_their_own_answers_and_leave_nothing(
             ]
             model = ("ok", "busyx1", "503x1", "slow")[number]
             supervisor.start_client(str(number), config(provider, model=model, layers=layers))
-        outcomes = Counter()
+        outcomes = []  # a Counter would lose some: its += is two steps, with another thread between them
 
         def note(client, answer):
             assert answer.model == client.config.model
-            outcomes["answered"] += 1
+            outcomes.append("answered")
 
         def thread(number):
             client = supervisor.get_client(str(number % 4))
@@ -1668,14 +1668,14 @@ def test_threads_and_loops_under_faults_get_their_own_answers_and_leave_nothing(
                 try:
                     note(client, client.request(f"{number} {turn}"))
                 except LLMError as exc:
-                    outcomes[type(exc).__name__] += 1
+                    outcomes.append(type(exc).__name__)
 
         async def task(number):
             client = supervisor.get_client(str(number % 4))
             try:
                 note(client, await client.arequest(f"task {number}"))
             except LLMError as exc:
-                outcomes[type(exc).__name__] += 1
+                outcomes.append(type(exc).__name__)
 
         async def loop(number):
             await asyncio.gather(*(task(100 * number + each) for each in range(40)))
@@ -1686,6 +1686,6 @@ def test_threads_and_loops_under_faults_get_their_own_answers_and_leave_nothing(
             threads = [pool.submit(thread, number) for number in range(64)]
             for future in (*loops, *threads):
                 future.result(60)
-    assert sum(outcomes.values()) == 64 * 4 + 3 * 40
-    assert outcomes["answered"] > 200
+    assert len(outcomes) == 64 * 4 + 3 * 40
+    assert outcomes.count("answered") > 200
     assert provider.wait_until_left(10)
