@@ -25,6 +25,7 @@ from dspex_pipe import (
     RateLimited,
     Refused,
     Retry,
+    Timeout,
     build_client,
     explain,
     options,
@@ -765,6 +766,18 @@ def test_a_real_head_request_works(world, provider):
             response = await client.request("HEAD", f"{provider.url}/echo")
             assert (response.status_code, response.content) == (501, b"")
             assert (await client.get(f"{provider.url}/echo")).status_code == 200
+
+    world.run(main)
+
+
+def test_a_body_is_closed_once_however_many_layers_watch_it(world):
+    async def main():
+        script = Script(Reply(chunks=[b"one", b"two"]))
+        async with world.client([Breaker(), Timeout(total=30), Breaker()], transport=script) as client:
+            response = await client.open("GET", URL)
+            assert await client.read_one(response) == b"one"
+            await client.drop(response)
+        assert [body.closes for body in script.bodies] == [1]
 
     world.run(main)
 

@@ -155,10 +155,12 @@ async def aclose(stream: Any, chunks: Any) -> None:
     """Close an async body, and the iterator over it.
 
     httpx's own iterators are async generators: left to the garbage collector, trio complains. One that
-    another task is reading ends by itself, now that its body is closed.
+    another task is reading ends by itself, now that its body is closed. A body that is its own iterator, as
+    all of ours are, is closed once: closed as both, n of them would close the last one 2**n times.
     """
+    is_its_own = chunks is getattr(stream, "source", stream)
     try:
-        if hasattr(chunks, "aclose") and not getattr(chunks, "ag_running", False):
+        if hasattr(chunks, "aclose") and not is_its_own and not getattr(chunks, "ag_running", False):
             await chunks.aclose()
     finally:
         await stream.aclose()
