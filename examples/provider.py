@@ -17,6 +17,7 @@ What only streams do; other answers are whole then:
     busy                a 200 whose first event says that the provider is overloaded
     midway              the same, behind the first content
     cut                 the stream ends behind the first content, without a word
+    torn                the connection closes there
     stall               `slow` seconds of silence before the first event
 
 ``streams`` picks one of these for some prompts, as ``weather`` does.
@@ -40,7 +41,7 @@ from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
 _MODEL = re.compile(r"(?P<fault>[a-z]+|\d{3})(?:x(?P<times>\d+))?")
-_STREAM_FAULTS = ("ok", "busy", "midway", "cut", "stall")
+_STREAM_FAULTS = ("ok", "busy", "midway", "cut", "torn", "stall")
 # Of 24 prompts, 19 meet fair weather.
 _WEATHER = ("ok",) * 19 + ("503x1", "429x1", "dropx1", "truncatex1", "slowx1")
 # Of 12 streamed prompts, 8 meet fair weather.
@@ -302,7 +303,11 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(self.provider.slow)
         for event in events:
             self._chunk(event)
-        self._chunk(b"")
+        if fault == "torn":
+            self.close_connection = True
+            _hang_up(self.connection)
+        else:
+            self._chunk(b"")
 
     def _watch(self) -> None:
         """An endless list of JSON documents, like a Kubernetes watch; it ends when the client leaves."""
@@ -423,7 +428,7 @@ def _faulty(events: list[bytes], text: str, fault: str, kind: str) -> list[bytes
             return [_error_event(kind)]
         case "midway":
             return [*events[:content], _error_event(kind)]
-        case "cut":
+        case "cut" | "torn":
             return events[:content]
         case _:
             return events

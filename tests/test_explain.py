@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from dspex_pipe import (
+    Breaker,
     BreakerOpen,
     Event,
     LayerError,
@@ -15,6 +16,7 @@ from dspex_pipe import (
     Pipeline,
     Retry,
     StreamIntegrity,
+    Timeout,
     Trace,
     build_client,
     explain,
@@ -141,6 +143,28 @@ def test_an_error_that_comes_while_a_stream_is_read_has_its_trace(world, provide
             return caught.value
 
     assert [event.layer for event in explain(world.run(main))] == ["transport", "StreamIntegrity"]
+
+
+@pytest.mark.parametrize(
+    "layers", [[], [Retry(), Breaker(), Timeout(idle=30), StreamIntegrity()]], ids=["bare", "full"]
+)
+def test_a_stream_whose_connection_breaks_is_told_and_has_its_trace(world, provider, layers):
+    ask = {"model": "torn", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+    heard = []
+
+    async def main():
+        async with world.client(Pipeline(layers, on_event=heard.append)) as client:
+            response = await client.open("POST", f"{provider.url}/v1/chat/completions", json=ask)
+            with pytest.raises(world.http.RemoteProtocolError) as caught:
+                await client.read(response)
+            return caught.value
+
+    trace = explain(world.run(main))
+    assert told(trace) == [
+        ("transport", "answered", "200"),
+        ("transport", "broke off", "RemoteProtocolError"),
+    ]
+    assert tuple(heard) == trace
 
 
 @pytest.mark.parametrize("link", ["__cause__", "__context__"])

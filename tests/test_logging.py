@@ -14,6 +14,7 @@ from dspex_pipe.layers.logging import safe
 from dspex_pipe.testing import Reply, Script, VirtualIO
 
 URL = "http://api.test/items"
+LLM = "http://api.test/v1/chat/completions"
 SECRET = "hunter2hunter2"
 CREDENTIALS = [
     "api-key",
@@ -80,6 +81,19 @@ def test_a_call_that_failed_is_a_warning(world, status):
     sink = Sink()
     log(world, sink, status)
     assert sink.lines == [f"WARNING GET api.test/items -> {status} in 0.000 s, 1 attempt"]
+
+
+def test_a_stream_that_breaks_off_before_its_content_is_one_attempt(world):
+    sink = Sink()
+    events = {"content-type": "text/event-stream"}
+    steps = [Reply(chunks=[b": ping\n\n"], headers=events, error="ReadError"), Reply(json={})]
+    ask = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+    retry = Retry(wait_initial=0, wait_jitter=0)
+    log(world, sink, *steps, layers=[retry], method="POST", url=LLM, json=ask)
+    (line,) = sink.lines
+    assert line == (
+        "INFO POST api.test/v1/chat/completions -> 200 in 0.000 s, 2 attempts: Retry retries (ReadError)"
+    )
 
 
 @pytest.mark.parametrize("name", ["ConnectError", "ReadTimeout", "RemoteProtocolError"])

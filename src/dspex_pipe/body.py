@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,6 +22,7 @@ __all__ = [
     "Prefixed",
     "Replay",
     "Tap",
+    "Told",
     "aclose",
     "content_of",
     "copy_request",
@@ -253,6 +254,37 @@ class Prefixed(Passing):
     def close(self) -> None:
         """Close the body below."""
         self._chunks.close()
+
+
+class Told(Passing):
+    """A body of which somebody is told when it breaks off.
+
+    Args:
+        stream: The body below, of the response's own library.
+        tell: Called with the error, before the reader gets it.
+    """
+
+    def __init__(self, stream: Any, tell: Callable[[Exception], object]) -> None:
+        super().__init__(stream)
+        self._tell = tell
+
+    def __next__(self) -> bytes:
+        try:
+            return super().__next__()
+        except StopIteration:
+            raise
+        except Exception as exc:
+            self._tell(exc)
+            raise
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await super().__anext__()
+        except StopAsyncIteration:
+            raise
+        except Exception as exc:
+            self._tell(exc)
+            raise
 
 
 class Replay:

@@ -38,7 +38,7 @@ class Event:
 
     Args:
         layer: Who tells; ``transport`` is the wire itself.
-        decision: What was done, in a word or two: ``answered``, ``failed``, ``retries``, ``gives up`` …
+        decision: What was done, in a word or two: ``answered``, ``broke off``, ``retries`` …
         reason: Why, safe to log: no secret, no body, no query value.
         seconds: How long it took, or how long the layer will wait.
         at: Seconds since the call began.

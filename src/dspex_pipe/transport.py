@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import inf
 from types import TracebackType
 from typing import Any, Self, get_args
 
-from .body import is_buffered, known_length
+from .body import Told, is_buffered, known_length, put_stream
 from .chain import Handler, blame, check_client, link
 from .due import due_of
 from .errors import DeadlineExceeded, LayerError
@@ -37,6 +38,9 @@ class _Edge:
         owns_inner: Whether closing this closes the inner transport.
         owns_stack: Whether closing this closes the pipeline's state.
     """
+
+    _body: str
+    """The class of the bodies that a client of this mode reads, in either library."""
 
     def __init__(
         self,
@@ -124,6 +128,9 @@ class _Edge:
             response.extensions[EXTENSION] = record
             status = str(response.status_code)
             record.emit("transport", "answered", status, self._io.now() - started)
+            if not is_buffered(response):
+                tell = partial(_broke_off, request=request, io=self._io, answered_at=self._io.now())
+                put_stream(response, Told(response.stream, tell))
         return response
 
     async def _send(self, request: Request, record: Record) -> Response:
@@ -132,6 +139,7 @@ class _Edge:
 
     async def _read(self, response: Response, request: Request, record: Record) -> Response:
         """Read the body, if it is plain."""
+        _check_stream(response, self._body, request)
         record.opened.append(response)
         bound = _plain_bound(request, response, record)
         if bound is not None and await self._io.preview(response, bound, until=record.deadline):
@@ -142,11 +150,13 @@ class _Edge:
 class Transport(_Edge):
     """A blocking httpx transport that sends every request through a pipeline."""
 
+    _body = "SyncByteStream"
+
     def handle_request(self, request: Request) -> Response:
         """Send one request; httpx calls this."""
         close_dropped()  # their connections may be all there are
         response = drive(self._handle(request), blame)
-        _check_stream(response, "SyncByteStream", request)
+        _check_stream(response, self._body, request)
         return response
 
     async def _send(self, request: Request, record: Record) -> Response:
@@ -178,10 +188,12 @@ class Transport(_Edge):
 class AsyncTransport(_Edge):
     """An async httpx transport that sends every request through a pipeline."""
 
+    _body = "AsyncByteStream"
+
     async def handle_async_request(self, request: Request) -> Response:
         """Send one request; httpx calls this."""
         response = await self._handle(request)
-        _check_stream(response, "AsyncByteStream", request)
+        _check_stream(response, self._body, request)
         return response
 
     async def _send(self, request: Request, record: Record) -> Response:
@@ -208,6 +220,12 @@ class AsyncTransport(_Edge):
         traceback: TracebackType | None = None,
     ) -> None:
         await self.aclose()
+
+
+def _broke_off(exc: Exception, request: Request, io: IO, answered_at: float) -> None:
+    """Tell of a stream that broke off: its reader stands outside the stack, where nobody else would."""
+    record_of(request).emit("transport", "broke off", type(exc).__name__, io.now() - answered_at)
+    belongs_to(exc, request)  # for explain()
 
 
 def _tighten(request: Request, left: float) -> None:

@@ -158,7 +158,8 @@ class LoggingMiddleware:
         url = request.url
         host, port, path = safe(url.host), url.port, safe(url.path)
         decisions = [event for event in record.events if event.layer != "transport"]
-        attempts = len(record.events) - len(decisions)  # what the wire did
+        wire = [event.decision for event in record.events if event.layer == "transport"]
+        attempts = len(wire) - wire.count("broke off")  # which is the end of what was an attempt already
         did = story(decisions)
         self.logger.log(
             level,
