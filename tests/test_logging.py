@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import base64
 import logging
+import re
+from contextlib import suppress
 
 import anyio
 import pytest
 from hypothesis import given, strategies as st
 
-from dspex_pipe import BreakerOpen, Logging, Pipeline, Retry, respond
+from dspex_pipe import BreakerOpen, Logging, Pipeline, Retry, StreamIntegrity, Timeout, respond
 from dspex_pipe.layers.logging import safe
 from dspex_pipe.testing import Reply, Script, VirtualIO
+from provider import Provider
 
 URL = "http://api.test/items"
 LLM = "http://api.test/v1/chat/completions"
@@ -81,6 +84,37 @@ def test_a_call_that_failed_is_a_warning(world, status):
     sink = Sink()
     log(world, sink, status)
     assert sink.lines == [f"WARNING GET api.test/items -> {status} in 0.000 s, 1 attempt"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "why", "did"),
+    [
+        ("torn", "RemoteProtocolError", ""),
+        ("cut", "RemoteProtocolError", ": StreamIntegrity finds (a stream that broke off)"),
+        ("stall", "ReadTimeout", ": Timeout is over (first_content=0.05 s)"),
+        ("ok", None, ""),
+    ],
+)
+def test_a_stream_that_breaks_off_later_is_a_warning_of_its_own(world, fault, why, did):
+    sink = Sink()
+    patience = 0.05 if fault == "stall" else 30
+    layers = [Logging(logger=sink.logger), Timeout(first_content=patience, idle=patience), StreamIntegrity()]
+    ask = {"model": fault, "messages": [{"role": "user", "content": "hi"}], "stream": True}
+
+    async def main(url):
+        async with world.client(layers) as client:
+            response = await client.open("POST", url, json=ask)
+            with suppress(world.http.HTTPError):
+                await client.read(response)
+            await client.drop(response)
+
+    with Provider(slow=0.5) as provider:
+        world.run(lambda: main(f"{provider.url}/v1/chat/completions"))
+    call, *later = [re.sub(r"127.0.0.1:\d+|\d\.\d{3}", "…", line) for line in sink.lines]
+    assert call == "INFO POST …/v1/chat/completions -> 200 in … s, 1 attempt"
+    broken_off = f"WARNING POST …/v1/chat/completions -> 200, broken off by {why} in … s, 1 attempt{did}"
+    assert later == ([broken_off] if why else [])
+    assert vars(sink.records[-1]).get("error.type") == why
 
 
 def test_a_stream_that_breaks_off_before_its_content_is_one_attempt(world):

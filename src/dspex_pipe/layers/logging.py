@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
+from ..body import Told, is_buffered, put_stream
 from ..config import brief, check
 from ..errors import Refused
 from ..events import Event, Record, record_of
@@ -51,7 +52,8 @@ class Logging:
     """Log each call: INFO when it went well, WARNING when it failed, DEBUG for each step inside.
 
     The line tells method, host, path, status, seconds until the response's headers (for a response read
-    whole: its body, too), attempts, and what each layer did. It belongs outermost, where it sees all.
+    whole: its body, too), attempts, and what each layer did. A stream that breaks off after that is a WARNING
+    of its own. It belongs outermost, where it sees all.
 
     Args:
         logger: The logger, or its name.
@@ -98,6 +100,12 @@ def story(events: list[Event]) -> str:
     return "; ".join([f"{e.layer} {e.decision}{f' ({safe(e.reason)})' if e.reason else ''}" for e in events])
 
 
+def _named(exc: Exception) -> str:
+    """Only the type: a protocol error's text may quote what the server sent; a refusal's is ours."""
+    name = type(exc).__name__
+    return f"{name} ({safe(exc.reason)})" if isinstance(exc, Refused) else name
+
+
 class LoggingMiddleware:
     """The running layer."""
 
@@ -114,10 +122,7 @@ class LoggingMiddleware:
         try:
             response = await call_next(request)
         except Exception as exc:
-            # only the type: a protocol error's text may quote what the server sent; a refusal's is ours
-            name = type(exc).__name__
-            result = f"{name} ({safe(exc.reason)})" if isinstance(exc, Refused) else name
-            self._call(logging.WARNING, request, record, io.now() - started, result, exc)
+            self._call(logging.WARNING, request, record, io.now() - started, _named(exc), exc)
             raise
         except BaseException as exc:  # cancelled, or the program is ending: nobody's failure
             self._call(logging.INFO, request, record, io.now() - started, "cancelled", exc)
@@ -126,7 +131,15 @@ class LoggingMiddleware:
             if watching:
                 record.watchers.remove(self._step)
         level = logging.WARNING if response.is_error else logging.INFO
-        self._call(level, request, record, io.now() - started, str(response.status_code), response)
+        status = str(response.status_code)
+        self._call(level, request, record, io.now() - started, status, response)
+        if not is_buffered(response):
+
+            def broke_off(exc: Exception) -> None:
+                result = f"{status}, broken off by {_named(exc)}"
+                self._call(logging.WARNING, request, record, io.now() - started, result, exc)
+
+            put_stream(response, Told(response.stream, broke_off))
         return response
 
     def _fields(self, outcome: Response | BaseException) -> Mapping[str, Any]:
