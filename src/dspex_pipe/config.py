@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-__all__ = ["brief", "called", "check", "flag", "fraction", "one_of", "optional", "seconds", "whole"]
+__all__ = ["brief", "called", "check", "flag", "fraction", "kind", "one_of", "optional", "seconds", "whole"]
 
 Check = Callable[[Any, Any, Any], None]
 
@@ -18,8 +18,13 @@ def called(instance: Any) -> str:
     return getattr(instance, "_called", type(instance).__name__)
 
 
-def check(allowed: str, test: Callable[[Any], bool]) -> Check:
-    """An attrs validator that says what is allowed.
+def kind(value: Any) -> str:
+    """What is told of a value that may be a secret."""
+    return type(value).__name__
+
+
+def check(allowed: str, test: Callable[[Any], bool], shown: Callable[[Any], str] = repr) -> Check:
+    """An attrs validator that says what is allowed, and what was given, as ``shown`` tells it.
 
     Raises:
         ValueError: From the validator, when the test fails.
@@ -27,16 +32,16 @@ def check(allowed: str, test: Callable[[Any], bool]) -> Check:
 
     def validate(instance: Any, attribute: Any, value: Any) -> None:
         if not test(value):
-            raise ValueError(f"{called(instance)}({attribute.name}=…) takes {allowed}, got {value!r}")
+            raise ValueError(f"{called(instance)}({attribute.name}=…) takes {allowed}, got {shown(value)}")
 
-    validate.allowed, validate.test = allowed, test  # type: ignore[attr-defined] # for optional()
+    validate.allowed, validate.test, validate.shown = allowed, test, shown  # type: ignore[attr-defined] # for optional()
     return validate
 
 
 def optional(inner: Check) -> Check:
     """The same check, or ``None``."""
-    allowed, test = inner.allowed, inner.test  # type: ignore[attr-defined]
-    return check(f"{allowed}, or None", lambda value: value is None or test(value))
+    allowed, test, shown = inner.allowed, inner.test, inner.shown  # type: ignore[attr-defined]
+    return check(f"{allowed}, or None", lambda value: value is None or test(value), shown)
 
 
 _LARGEST = sys.float_info.max

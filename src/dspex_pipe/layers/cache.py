@@ -32,7 +32,7 @@ from ..caching.key import (
 )
 from ..caching.question import Question, Questions
 from ..caching.storage import Storage
-from ..config import brief, check, flag, one_of, optional, seconds
+from ..config import brief, check, flag, kind, one_of, optional, seconds
 from ..events import Record, record_of
 from ..options import Converter, switch
 from ..stores.disk import DiskStore
@@ -86,6 +86,10 @@ _callable = check("a function", callable)
 _tuple = check("a list of header names", lambda v: isinstance(v, tuple))
 
 
+def _is_url(value: Any) -> bool:
+    return isinstance(value, str) and "://" in value
+
+
 @frozen(repr=False)
 class Cache:
     """Keep complete answers, and give them again.
@@ -132,9 +136,10 @@ class Cache:
             "nothing, a file name, or a store",
             lambda v: (
                 v is None
-                or (isinstance(v, str | Path) and str(v) != "")
+                or (isinstance(v, str | Path) and str(v) != "" and not _is_url(v))
                 or (not isinstance(v, type) and callable(getattr(v, "get_entries", None)))
             ),
+            lambda v: "a URL" if _is_url(v) else repr(v),  # which may hold a password
         ),
     )
     ttl: float | None = field(default=None, kw_only=True, validator=optional(seconds()))
@@ -165,7 +170,7 @@ class Cache:
         default=None,
         kw_only=True,
         repr=False,
-        validator=optional(check("at least 16 bytes", lambda v: isinstance(v, bytes) and len(v) >= 16)),
+        validator=optional(check("at least 16 bytes", lambda v: isinstance(v, bytes) and len(v) >= 16, kind)),
     )
     namespace: str = field(default="", kw_only=True, validator=check("a text", lambda v: isinstance(v, str)))
     max_wait: float = field(default=60.0, kw_only=True, validator=seconds(zero=True))

@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from attrs import asdict, define, evolve, field, fields, frozen
 
-from ..config import check, one_of, optional, seconds, whole
+from ..config import check, kind, one_of, optional, seconds, whole
 from ..errors import RateLimited
 from ..events import Record, record_of
 from ..keys import server_key
@@ -209,7 +209,7 @@ class RateLimit:
         validator=check("a whole number, 1 or more, or a function of the request", _is_weight)
     )
     store: RedisStore | None = field(
-        validator=optional(check("a RedisStore", lambda v: isinstance(v, RedisStore)))
+        validator=optional(check("a RedisStore", lambda v: isinstance(v, RedisStore), kind))
     )
     on_store_error: OnStoreError = field(validator=one_of("open", "closed"))
     gate_cap: float = field(validator=seconds(zero=True))
