@@ -39,7 +39,10 @@ async def stamp(request: Request, call_next: Handler) -> Response:
 
 async def slow(request: Request, call_next: Handler, io: IO) -> Response:
     await io.sleep(1)
-    return await call_next(request)
+    response = await call_next(request)
+    assert_type(await io.read(response), bytes)
+    assert_type(await io.read(response, 99), bytes | None)
+    return response
 
 
 def on_event(event: Event) -> None:
@@ -58,6 +61,8 @@ assert_type(build_async_client([Retry()], http=httpx2), httpx2.AsyncClient)
 assert_type(pipeline.client(), httpx.Client)
 assert_type(pipeline.client(http=httpx2), httpx2.Client)
 assert_type(pipeline.async_client(http=httpx2), httpx2.AsyncClient)
+httpx.Client(transport=pipeline.transport(httpx.HTTPTransport()))
+httpx2.AsyncClient(transport=pipeline.async_transport(httpx2.AsyncHTTPTransport()))
 assert_type(attach(openai.OpenAI(), [Retry()]), openai.OpenAI)
 assert_type(attach(anthropic.AsyncAnthropic(), pipeline), anthropic.AsyncAnthropic)
 

@@ -26,7 +26,7 @@ from collections.abc import (
     Iterator,
 )
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, overload
 
 import anyio
 import anyio.lowlevel
@@ -160,6 +160,10 @@ class IO:
         """The raw body, piece by piece, as the wire has it (maybe compressed)."""
         raise NotImplementedError
 
+    @overload
+    async def read(self, response: Response) -> bytes: ...
+    @overload
+    async def read(self, response: Response, limit: int | None) -> bytes | None: ...
     async def read(self, response: Response, limit: int | None = None) -> bytes | None:
         """Read the raw body into memory and give the connection back.
 

@@ -191,8 +191,10 @@ class Pipeline:
             ]
         }
 
-    def transport(self, inner: Any, *, refusals: Refusals = "auto", io: IO = BLOCKING) -> Transport:
+    def transport(self, inner: Any, *, refusals: Refusals = "auto", io: IO = BLOCKING) -> Any:
         """A blocking transport for a client of your own; the inner transport stays yours to close.
+
+        It serves httpx and httpx2, whose clients are annotated to take their own base class: hence ``Any``.
 
         Args:
             inner: Any blocking httpx or httpx2 transport.
@@ -202,7 +204,7 @@ class Pipeline:
         check_inner(Transport, inner)
         return Transport(self, inner, io=io, refusals=refusals)
 
-    def async_transport(self, inner: Any, *, refusals: Refusals = "auto", io: IO = ASYNC) -> AsyncTransport:
+    def async_transport(self, inner: Any, *, refusals: Refusals = "auto", io: IO = ASYNC) -> Any:
         """An async transport for a client of your own; the arguments are those of `transport`."""
         check_inner(AsyncTransport, inner)
         return AsyncTransport(self, inner, io=io, refusals=refusals)
