@@ -42,6 +42,9 @@ class Timeout:
     touched it, counts as not asked for. The wire ends at the bound, so that the layers inside see a timeout;
     a layer that is busy past it all the same is cut off 0.25 s later.
 
+    In a blocking client give ``first_content`` and ``idle`` together: then no read of a stream takes longer
+    than the longer one. With one alone, a silence is told when something comes, or by the socket's timeout.
+
     Args:
         total: Seconds for the whole call: retries, waits, redirects, and the body. Every layer inside sees
             the deadline. Late is `DeadlineExceeded`.
