@@ -425,7 +425,7 @@ def test_network_error_is_raised_and_counted_by_the_fuse(supervisor):
     _, what = scripted("ConnectError", layers=presets.fuse())
     client = supervisor.start_client("a", what)
     for number in range(5):
-        with pytest.raises(ProviderDown, match="it cannot be reached: ConnectError"):
+        with pytest.raises(ProviderDown, match="a: no whole answer came: ConnectError"):
             client.request(str(number))
     with pytest.raises(BreakerOpen) as caught:
         client.request("hi")
@@ -433,6 +433,14 @@ def test_network_error_is_raised_and_counted_by_the_fuse(supervisor):
     assert isinstance(caught.value, ProviderDown)
     assert refusal_of(caught.value.__cause__).code == "breaker_open"
     assert caught.value.trace[-1].decision == "refused"
+
+
+def test_a_stream_whose_connection_breaks_is_typed_and_has_its_trace(provider, supervisor, wire):
+    client, got = supervisor.start_client(wire, config(provider, wire, "torn", layers=[])), []
+    with pytest.raises(ProviderDown, match="no whole answer came: RemoteProtocolError") as caught:
+        got.extend(client.stream("hi"))
+    assert got
+    assert [event.decision for event in caught.value.trace] == ["answered", "broke off"]
 
 
 def test_an_error_event_in_a_stream_is_typed(provider, supervisor, wire):

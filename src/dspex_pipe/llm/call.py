@@ -152,7 +152,7 @@ class Call:
             raise self.client.broken_off() from exc
         if of_the_library:
             self.client.health.failed(f"HTTP request error: {type(exc).__name__}")
-            reason = f"it cannot be reached: {type(exc).__name__}"
+            reason = f"no whole answer came: {type(exc).__name__}"
             raise ProviderDown(reason, client=name, trace=trace) from exc
         self.client.crashed(exc)
         reason = f"{type(exc).__name__}: {self._redacted(str(exc))}"
