@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import re
 import threading
 
 import attrs
@@ -151,9 +152,11 @@ def test_a_script_counts_its_closes():
     assert script.closed == 2
 
 
-def test_a_wrong_step_is_an_error():
-    with pytest.raises(TypeError, match=r"a step of a script is a status, a Reply, .* got 3.5"):
-        Pipeline([]).client(transport=Script(3.5)).get("http://x.test/")
+@pytest.mark.parametrize("step", [3.5, "RaedTimeout", "codes"])
+def test_a_wrong_step_is_an_error(step):
+    wrong = re.escape(f"got {step!r}")
+    with pytest.raises(TypeError, match=rf"a step of a script is a status, a Reply, .* {wrong}"):
+        Pipeline([]).client(transport=Script(step)).get("http://x.test/")
 
 
 def test_a_script_with_a_suspending_io_under_a_blocking_client_is_named():

@@ -123,13 +123,14 @@ class Script:
 
 
 def _exception(step: Any, request: Request) -> BaseException:
-    if isinstance(step, str):
-        error: BaseException = getattr(family_of(request).module, step)("scripted")
-        return error
     if isinstance(step, BaseException):
         return copy.copy(step)  # a fresh one each time: a shared one would grow its traceback
+    named = getattr(family_of(request).module, step, None) if isinstance(step, str) else None
+    if isinstance(named, type) and issubclass(named, BaseException):
+        return named("scripted")
     raise TypeError(
-        f"a step of a script is a status, a Reply, an exception, its name, or a function, got {step!r}"
+        "a step of a script is a status, a Reply, an exception, the name of one of httpx's, or a function, "
+        f"got {step!r}"
     )
 
 
