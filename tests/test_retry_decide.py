@@ -150,6 +150,9 @@ def test_what_surely_was_not_sent_is_repeated(http, name):
 
 def test_what_a_limit_turned_away_is_repeated():
     assert isinstance(after(status(429), order()), Again)
+    overloaded = {"error": {"type": "overloaded_error"}}
+    assert isinstance(after(status(429, json=overloaded), order()), Again)
+    assert_gives_up(after(status(503, json=overloaded), order()), "not safe to repeat", spent=False)
     assert_gives_up(after(status(429, json=QUOTA), order()), "does not pass", spent=True)
     streamed = call("POST", content=iter([b"x"]))
     assert_gives_up(after(status(429), streamed), "cannot be sent twice", spent=False)

@@ -231,8 +231,8 @@ def decide(  # noqa: C901, PLR0911, PLR0912 - one rule after the other, each wit
         if (answer.named or answer.in_stream) and answer.meaning not in _PASSES:
             return Enough(f"{said} does not pass by waiting", spent=True)
         told = told_wait(outcome.headers, wall)
+        turned_away = outcome.status_code == 429 or answer.meaning is Meaning.THROTTLED
         if answer.meaning is Meaning.THROTTLED:
-            turned_away = True
             free = policy.throttle == "wait"
             refilled = refilled_in(outcome.headers, wall)
     if options.get("retry") is False:
