@@ -8,6 +8,7 @@ outside can forge a line: whatever is not printable is escaped.
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
@@ -134,13 +135,16 @@ class LoggingMiddleware:
         status = str(response.status_code)
         self._call(level, request, record, io.now() - started, status, response)
         if not is_buffered(response):
-
-            def broke_off(exc: Exception) -> None:
-                result = f"{status}, broken off by {_named(exc)}"
-                self._call(logging.WARNING, request, record, io.now() - started, result, exc)
-
-            put_stream(response, Told(response.stream, broke_off))
+            # no closure, whose cells every call would hold
+            tell = partial(self._broke_off, request, record, io, started, status)
+            put_stream(response, Told(response.stream, tell))
         return response
+
+    def _broke_off(
+        self, request: Request, record: Record, io: IO, started: float, status: str, exc: Exception
+    ) -> None:
+        result = f"{status}, broken off by {_named(exc)}"
+        self._call(logging.WARNING, request, record, io.now() - started, result, exc)
 
     def _fields(self, outcome: Response | BaseException) -> Mapping[str, Any]:
         if isinstance(outcome, BaseException):
