@@ -104,8 +104,8 @@ class Group:
 
 def groups(*, quick: bool) -> list[Group]:
     """All that is measured."""
-    calls = 10 if quick else 20
-    few = {"mock": 14, "null": 5, "loopback": 5, "trio": 6}
+    calls = 8 if quick else 20
+    few = {"mock": 10, "null": 5, "loopback": 5, "trio": 6}
     many = {"mock": 100, "null": 35, "loopback": 25, "trio": 40}
     rounds = few if quick else many
     libraries, modes = ("httpx", "httpx2"), ("blocking", "asyncio")
