@@ -231,7 +231,7 @@ def run_compare(arguments: argparse.Namespace, console: Console) -> int:
     found: list[compare.Change] = []
     missing: dict[str, str] = {}
     groups = compare.groups(quick=arguments.quick)
-    processes = 2 if arguments.quick else 5
+    processes = 3 if arguments.quick else 5
     with compare.worktree(arguments.base) as base, _bar(console, len(groups)) as begin:
         head = _HERE.parent / "src"
         for group in groups:

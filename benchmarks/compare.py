@@ -55,7 +55,7 @@ class Change:
 def groups(*, quick: bool) -> list[Group]:
     """What is compared: all of ours, with one library, over MockTransport."""
     ours = {BARE, GET, *stacks(), *HITS}
-    rounds, calls = (5, 10) if quick else (20, 20)
+    rounds, calls = (10, 10) if quick else (20, 20)
     return [Group("mock", "httpx", mode, rounds, calls, ours) for mode in ("blocking", "asyncio")]
 
 
