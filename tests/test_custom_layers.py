@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import json
 
 import anyio
 import httpx
@@ -12,7 +13,16 @@ import httpx2
 import pytest
 import trio
 
-from dspex_pipe import LayerError, Pipeline, Suspended, build_async_client, build_client, respond
+from dspex_pipe import (
+    Breaker,
+    BreakerOpen,
+    LayerError,
+    Pipeline,
+    Suspended,
+    build_async_client,
+    build_client,
+    respond,
+)
 from dspex_pipe.testing import Reply, Script, VirtualIO
 
 
@@ -290,3 +300,30 @@ def test_respond_makes_a_response_of_the_requests_library(http):
     response = respond(http.Request("GET", "http://x.test/"), 201, headers={"a": "b"}, content=b"c")
     assert isinstance(response, http.Response)
     assert (response.status_code, response.headers["a"], response.read()) == (201, "b", b"c")
+
+
+def test_a_layer_that_asks_another_model_is_heard_by_the_layers_below(world):
+    async def second_model(request, call_next):
+        try:
+            return await call_next(request)
+        except BreakerOpen:
+            body = {**json.loads(request.content), "model": "second"}
+            kept = {"x-team": request.headers["x-team"]}
+            other = type(request)(
+                request.method, request.url, headers=kept, json=body, extensions=request.extensions
+            )
+            return await call_next(other)
+
+    def answer(request):
+        return 503 if json.loads(request.content)["model"] == "first" else 200
+
+    layers = [second_model, Breaker(consecutive=2)]
+
+    async def main():
+        question = {"model": "first", "messages": [{"role": "user", "content": "Hi"}]}
+        async with world.client(layers, transport=script) as client:
+            url, headers = "http://x.test/v1/chat/completions", {"x-team": "search"}
+            return [(await client.post(url, json=question, headers=headers)).status_code for _ in range(5)]
+
+    script = Script(answer, forever=True)
+    assert world.run(main) == [503, 503, 200, 200, 200]  # by then the circuit of the first is open

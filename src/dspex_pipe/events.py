@@ -102,7 +102,7 @@ class Record:
     """Responses that came from the wire and may still be streams, newest last."""
     started: float = field(init=False)
     events: list[Event] = field(init=False, factory=list)
-    _completion: tuple[Completion | None] | None = field(init=False, default=None)
+    _read: tuple[bytes | None, Any, Completion | None] | None = field(init=False, default=None, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self.started = self.now()
@@ -125,14 +125,20 @@ class Record:
         return None if self.deadline is None else self.deadline - self.now()
 
     def completion(self, request: Request) -> Completion | None:
-        """Which LLM completion the request is; worked out once, by whoever asks first."""
-        if self._completion is None:
-            self._completion = (recognise(request.method, request.url.path, content_of(request)),)
-        return self._completion[0]
+        """Which LLM completion the request is; worked out once, by whoever asks first.
 
-    def recognised(self, completion: Completion | None) -> None:
+        A layer may ask for another: what has another body or URL object is read anew.
+        """
+        content, url, read = content_of(request), request.url, self._read
+        if read is not None and read[0] is content and read[1] is url:
+            return read[2]
+        completion = recognise(request.method, url.path, content)
+        self._read = (content, url, completion)
+        return completion
+
+    def recognised(self, request: Request, completion: Completion | None) -> None:
         """Take from who has read the request which LLM completion it is, if it is one."""
-        self._completion = (completion,)
+        self._read = (content_of(request), request.url, completion)
 
 
 def record_of(request: Request) -> Record:

@@ -284,7 +284,7 @@ class Caching:
         if not chosen and form_of(request.method, request.url.path) is None:
             return None
         question = self._questions.read(request.method, request.url.path, body)
-        record.recognised(question.completion)
+        record.recognised(request, question.completion)
         return question if chosen or question.completion is not None else None
 
     # Keys
