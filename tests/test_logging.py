@@ -117,6 +117,22 @@ def test_a_stream_that_breaks_off_later_is_a_warning_of_its_own(world, fault, wh
     assert vars(sink.records[-1]).get("error.type") == why
 
 
+def test_a_stream_that_begins_with_an_error_has_failed(world):
+    sink = Sink()
+    events = {"content-type": "text/event-stream"}
+    busy = Reply(chunks=[b'data: {"error": {"type": "overloaded_error"}}\n\n'], headers=events)
+    ask = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+    retry = Retry(attempts=2, wait_initial=0, wait_jitter=0)
+    response = log(world, sink, busy, layers=[retry], forever=True, method="POST", url=LLM, json=ask)
+    assert response.status_code == 200
+    (line,) = sink.lines
+    assert line == (
+        "WARNING POST api.test/v1/chat/completions -> 200, an error in the beginning of its stream "
+        "in 0.000 s, 2 attempts: Retry retries (overloaded_error in the stream); "
+        "Retry gives up (2 of 2 attempts made)"
+    )
+
+
 def test_a_stream_that_breaks_off_before_its_content_is_one_attempt(world):
     sink = Sink()
     events = {"content-type": "text/event-stream"}

@@ -17,6 +17,7 @@ from ..body import Told, is_buffered, put_stream
 from ..config import brief, check
 from ..errors import Refused
 from ..events import Event, Record, record_of
+from ..outcome import STREAM_ERROR
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,8 +54,9 @@ class Logging:
     """Log each call: INFO when it went well, WARNING when it failed, DEBUG for each step inside.
 
     The line tells method, host, path, status, seconds until the response's headers (for a response read
-    whole: its body, too), attempts, and what each layer did. A stream that breaks off after that is a WARNING
-    of its own. It belongs outermost, where it sees all.
+    whole: its body, too), attempts, and what each layer did. A stream that begins with an error has failed,
+    where a `Retry` or a `Breaker` looks at its beginning; one that breaks off later is a WARNING of its own.
+    It belongs outermost, where it sees all.
 
     Args:
         logger: The logger, or its name.
@@ -131,8 +133,10 @@ class LoggingMiddleware:
         finally:
             if watching:
                 record.watchers.remove(self._step)
-        level = logging.WARNING if response.is_error else logging.INFO
-        status = str(response.status_code)
+        status, failed = str(response.status_code), response.is_error
+        if STREAM_ERROR in response.extensions:
+            status, failed = f"{status}, an error in the beginning of its stream", True
+        level = logging.WARNING if failed else logging.INFO
         self._call(level, request, record, io.now() - started, status, response)
         if not is_buffered(response):
             # no closure, whose cells every call would hold
