@@ -602,6 +602,7 @@ def test_a_report_can_be_read():
         "  breaker        2.5 s opens status 503",
         "  breaker        7.5 s half-opens",
     ]
+    assert table({600: report}) == table({"600": report})
     head, mine = table({"mine": report}).splitlines()
     assert re.split("  +", head.strip()) == list(report.as_row())
     assert mine.split()[:7] == ["mine", "2", "1", "100.0", "%", "0", "1"]

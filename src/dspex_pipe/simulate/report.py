@@ -261,9 +261,9 @@ class Report:
         draw(self, path)
 
 
-def table(reports: Mapping[str, Report]) -> str:
-    """Reports side by side, a line for each, under its name."""
-    rows = [{"": name, **report.as_row()} for name, report in reports.items()]
+def table(reports: Mapping[Any, Report]) -> str:
+    """Reports side by side, a line for each, under its name: any key, as ``str`` has it."""
+    rows = [{"": str(name), **report.as_row()} for name, report in reports.items()]
     heads = list(rows[0]) if rows else []
     widths = {head: max(len(head), *(len(row[head]) for row in rows)) for head in heads}
     lines = [dict(zip(heads, heads, strict=True)), *rows] if rows else []
