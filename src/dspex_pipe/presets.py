@@ -30,8 +30,10 @@ def llm(*, cache: Cache | None = None, rate: RateLimit | None = None) -> list[La
     Args:
         cache: The cache, if answers may be kept.
         rate: The rate limit; by default only the gate that a 429 shuts for everybody. A call waits there for
-            a minute at most: callers give up, and an endless line would serve just those who leave. A batch
-            has time: give it ``RateLimit()``.
+            a minute at most: callers give up, and an endless line would serve just those who leave.
+
+    A batch has time, and wants another list: ``RateLimit()``, a `Retry` that goes on, and no `Breaker`, whose
+    refusals would end most of its calls in a moment when there is an outage (``docs/recipes.md`` has it).
     """
     return [
         Logging(),
