@@ -29,7 +29,7 @@ from modes import lasting
 
 URL = "http://upstream.test/thing"
 RETRY = Retry(wait_initial=0.5, wait_jitter=0)
-NOTHING = "no trace: this did not come through a dspex_pipe pipeline"
+NOTHING = "no trace: this came through no dspex_pipe pipeline, or an SDK kept only what it parsed"
 
 
 async def refuse(request, call_next):

@@ -22,6 +22,7 @@ from dspex_pipe import (
     attach,
     build_async_client,
     build_client,
+    explain,
     refusal_of,
 )
 
@@ -100,3 +101,17 @@ def test_pydantic_ai_tells_failures_apart(layer, model, kind, provider):
     if kind is exceptions.ModelRateLimitError:
         assert caught.value.retry_after == 3
         assert isinstance(refusal_of(caught.value), RateLimited)
+
+
+def test_what_an_sdk_has_parsed_keeps_no_trace_but_a_raw_response_does(provider):
+    with (
+        openai.OpenAI(api_key="k", base_url=f"{provider.url}/v1") as sdk,
+        attach(sdk, [RETRY]) as client,
+    ):
+        said = str(explain(client.chat.completions.create(model="ok", messages=MESSAGES)))
+        assert "an SDK kept only what it parsed" in said
+        with pytest.raises(openai.APIError) as caught:
+            list(client.chat.completions.create(model="midway", messages=MESSAGES, stream=True))
+        assert not explain(caught.value)
+        raw = client.chat.completions.with_raw_response.create(model="503x1", messages=MESSAGES)
+        assert [event.decision for event in explain(raw)] == ["answered", "retries", "answered"]

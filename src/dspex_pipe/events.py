@@ -63,7 +63,7 @@ class Trace(tuple[Event, ...]):
 
     def __str__(self) -> str:
         if not self:
-            return "no trace: this did not come through a dspex_pipe pipeline"
+            return "no trace: this came through no dspex_pipe pipeline, or an SDK kept only what it parsed"
         rows = [(f"{e.at:.3f} s", e.layer, e.decision, f"{e.seconds:.3f} s", e.reason) for e in self]
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         return "\n".join(
@@ -195,7 +195,8 @@ def explain(response_or_exception: object) -> Trace:
     """The trace of a call: who decided what, why, and how long it took.
 
     Takes a response or an exception of httpx or httpx2, or what an SDK made of them (it follows
-    ``__cause__`` and ``.response``). The trace is empty when the call went through no pipeline.
+    ``__cause__`` and ``.response``). The trace is empty when the call went through no pipeline, and for what
+    holds neither: an SDK's parsed answer (``with_raw_response`` gives one that does).
     """
     for record in _records(response_or_exception):
         return Trace(record.events)
