@@ -13,7 +13,18 @@ import httpx
 import httpx2
 import pytest
 
-from dspex_pipe import Breaker, LayerError, Meaning, Overloaded, Pipeline, Retry, record_of, respond
+from dspex_pipe import (
+    Breaker,
+    LayerError,
+    Meaning,
+    Overloaded,
+    Pipeline,
+    Retry,
+    Timeout,
+    build_async_client,
+    record_of,
+    respond,
+)
 from dspex_pipe.io import ASYNC, BLOCKING
 from dspex_pipe.testing import Reply, Script, VirtualIO, check_layer
 from modes import World, lasting
@@ -550,3 +561,16 @@ def test_bounded_in_real_modes(world: World):
                 await io.bounded(io.event().wait(), 0)
 
     world.run(main)
+
+
+def test_the_virtual_clock_cuts_off_what_is_too_long_where_it_runs_the_call():
+    async def ask():
+        script = Script(Reply(delay=50), 200, io=io)
+        layers = [Retry(wait_initial=1, wait_jitter=0), Timeout(attempt=10)]
+        async with build_async_client(layers, transport=script, io=io) as client:
+            return (await client.get("http://x.test/")).status_code, len(script.requests), io.now()
+
+    io = VirtualIO()
+    assert io.run(ask()) == (200, 2, 11)
+    io = VirtualIO()
+    assert asyncio.run(ask()) == (200, 1, 50)  # the bound is in real seconds there

@@ -26,7 +26,8 @@ class VirtualIO(IO):
 
     Give it to a client (``build_client(…, io=VirtualIO())``) and waits take no time. To run several calls
     at once, give their coroutines to `run_all`: they take turns in an order that depends on nothing but the
-    clock and the order they were given in.
+    clock and the order they were given in. Only there, and under `run`, is anything cut off when its time on
+    this clock is over; in an event loop of asyncio or trio that takes real seconds.
 
     Args:
         seed: Of the random numbers.
